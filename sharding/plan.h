@@ -1,0 +1,2 @@
+#pragma once
+namespace regatta::sharding { class Plan; }
