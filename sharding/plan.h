@@ -1,2 +1,3 @@
 #pragma once
+#include "sharding/bucket.h"
 namespace regatta::sharding { class Plan; }
