@@ -7,6 +7,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -19,9 +20,9 @@ class Accumulator {
   Accumulator() = default;
   /// `result`: where the total of all `count` addends lies after the last fold; `numel` floats.
   Accumulator(float* result, std::int64_t numel, int count, bool tree, const kernels::KernelTable& kernels)
-      : result_(result), count_(count), tree_(tree), kernels_(&kernels) {
+      : result_(result), tree_(tree), kernels_(&kernels) {
     if (!tree) return;
-    for (int level = 0; level + 1 < std::bit_width(static_cast<unsigned>(count)); ++level)
+    for (int level = 0; level + 1 < digits(count); ++level)
       levels_.emplace_back(numel * static_cast<std::int64_t>(sizeof(float)));
   }
 
@@ -36,10 +37,13 @@ class Accumulator {
 
   /// Brings the total of the first `added` addends of [offset, offset + numel) into the result; missing ones count as zero.
   void fold(int added, std::int64_t offset, std::int64_t numel) {
-    if (added == 0) return kernels_->accumulate(result_ + offset, zeros(numel), DType::f32, numel, true);
+    if (added == 0) {
+      std::memset(result_ + offset, 0, static_cast<std::size_t>(numel) * sizeof(float));
+      return;
+    }
     if (!tree_) return;
     const float* total = nullptr;
-    for (int l = 0; l < std::bit_width(static_cast<unsigned>(added)); ++l) {
+    for (int l = 0; l < digits(added); ++l) {
       if ((added >> l & 1) == 0) continue;
       if (total != nullptr) kernels_->accumulate(level(l) + offset, total, DType::f32, numel, false);
       total = level(l) + offset;
@@ -54,19 +58,14 @@ class Accumulator {
   }
 
  private:
+  static int digits(int count) { return static_cast<int>(std::bit_width(static_cast<unsigned>(count))); }
   // The top digit of the counter is the result itself.
   float* level(int l) { return l < static_cast<int>(levels_.size()) ? levels_[l].as<float>() : result_; }
-  const float* zeros(std::int64_t numel) {
-    if (zeros_.bytes() < numel * 4) zeros_ = Buffer(numel * 4);
-    return zeros_.as<float>();
-  }
 
   float* result_ = nullptr;
-  int count_ = 1;
   bool tree_ = false;
   const kernels::KernelTable* kernels_ = nullptr;
   std::vector<Buffer> levels_;
-  Buffer zeros_;
 };
 
 }  // namespace regatta

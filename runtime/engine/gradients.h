@@ -69,11 +69,14 @@ class Gradients {
     std::string label;
     int slot = -1;
     int missing = 0;  // gradients until it is full
+    int reducing = 0;  // zero2: the micro-batch under way
     Buffer reduced;   // fp32 chunk, when it can't stay in the slot
     Buffer incoming;  // zero2: the chunk of one micro-batch
     Accumulator accumulator;
   };
 
+  // Several micro-batches add up in the bucket before it travels (zero1).
+  bool accumulates_before_reduction() const { return settings_.micro_batches > 1 && !settings_.reduce_each; }
   std::byte* slot_data(const Bucket& bucket) const { return slots_[bucket.slot].memory.data(); }
   void put(Bucket& bucket, int param, int k, const void* grad, DType dtype);
   void take_slots(bool wait);
@@ -81,7 +84,7 @@ class Gradients {
   void launch(int bucket);
   void finish_micro_batch();
   void free_slot(Slot& slot);
-  void reduce(Bucket& bucket, int k, std::span<const std::byte* const> pieces, std::int64_t begin, std::int64_t end);
+  void reduce(Bucket& bucket, std::span<const std::byte* const> pieces, std::int64_t begin, std::int64_t end);
 
   const sharding::Plan& plan_;
   int rank_;
