@@ -108,7 +108,7 @@ void Plan::lay_out_buckets() {
     std::vector<int> kinds;
     for (std::size_t p = 0; p < params_.size(); ++p) {
       const ParamSpec& param = params_[p];
-      parts.push_back(local_parts(mesh_, in_matrix_dims(param), rank, param.blocks));
+      parts.push_back(local_parts(rank, static_cast<int>(p)));
       std::int64_t numel = 0;
       for (std::size_t b = 0; b < param.blocks.size(); ++b) {
         const BlockPart& part = parts[p][b];
@@ -152,7 +152,7 @@ void Plan::lay_out_shards() {
     std::vector<int> kinds;
     for (std::size_t p = 0; p < params_.size(); ++p) {
       const ParamSpec& param = params_[p];
-      parts.push_back(local_parts(mesh_, in_matrix_dims(param), rank, param.blocks));
+      parts.push_back(local_parts(rank, static_cast<int>(p)));
       for (const BlockPart& part : parts[p]) runs[p].push_back({1, part.run.size(), false});
       bytes.push_back(0);
       for (const LocalBlock& run : runs[p]) bytes.back() += run.numel() * size_of(param.dtype);
@@ -174,6 +174,10 @@ void Plan::lay_out_shards() {
       }
     }
   }
+}
+
+std::vector<BlockPart> Plan::local_parts(int rank, int param) const {
+  return sharding::local_parts(mesh_, in_matrix_dims(params_[param]), rank, params_[param].blocks);
 }
 
 std::vector<std::vector<int>> Plan::replica_cells(int param) const {
