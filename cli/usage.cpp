@@ -75,7 +75,8 @@ std::string usage_sentence(const CLI::App& app, const CLI::ParseError& error) {
 
   std::string what = without_last_period(error.what());
   const std::vector<std::string> extras = app.remaining(true);
-  const bool unexpected = dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr;
+  const bool no_command = chosen.empty() && dynamic_cast<const CLI::RequiredError*>(&error) != nullptr;
+  const bool unexpected = dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr || no_command;
   if (unexpected && !extras.empty()) {
     const std::string& word = extras.front();
     if (word.rfind('-', 0) == 0) {
@@ -88,7 +89,7 @@ std::string usage_sentence(const CLI::App& app, const CLI::ParseError& error) {
     } else {
       what = "unexpected argument '" + word + "'";
     }
-  } else if (dynamic_cast<const CLI::RequiredError*>(&error) != nullptr && chosen.empty()) {
+  } else if (no_command) {
     what = "no command given; the commands are " + joined(commands_of(app));
   }
   return full_name + ": " + what + "; see " + full_name + " --help";

@@ -4,6 +4,7 @@
 #
 # makes the cache entry REGATTA_WITH_MPI (AUTO, ON or OFF) and sets REGATTA_HAS_MPI to whether it is used. AUTO takes what is
 # found; ON stops with a sentence when it isn't found. Folders test REGATTA_HAS_MPI and pick a file or its stand-in.
+# The package must set PACKAGE_FOUND and PACKAGE_VERSION; RegattaTorch is our own module that prefers a Python-installed torch.
 # A macro, because find modules answer in variables of the caller's scope.
 
 set(REGATTA_SUMMARY "")
