@@ -91,5 +91,7 @@ class Rule {
 std::shared_ptr<const Rule> make_rule(std::string_view name,
                                       std::span<const std::pair<std::string, std::string>> settings);
 std::vector<std::string> rule_names();
+/// Requires a name of rule_names().
+std::vector<std::string> rule_setting_names(std::string_view rule);
 
 }  // namespace regatta
