@@ -1,0 +1,44 @@
+#pragma once
+// What all ranks must agree on before any state is written: is every gradient finite, and how large is the global
+// gradient. One small all-gather; every rank adds the same exact sums in the same order, so all come to the same bits.
+
+#include <span>
+#include <vector>
+
+#include "runtime/engine/gradients.h"
+#include "runtime/transport/transport.h"
+#include "sharding/plan.h"
+
+namespace regatta {
+
+class Vote {
+ public:
+  Vote(const sharding::Plan& plan, int rank);
+
+  Ticket send(Transport& world, std::span<const Gradients::Figures> figures);
+  /// Once the ticket is done.
+  void count();
+
+  /// First parameter (by index) with a non-finite gradient on any rank; -1 when all are finite.
+  int culprit() const { return culprit_; }
+  /// Squared norm of each parameter's whole gradient, replicas counted once. Requires no culprit.
+  std::span<const double> param_squares() const { return squares_; }
+
+ private:
+  struct Flags {
+    std::int64_t culprit = -1;
+    std::int64_t non_finite = 0;
+  };
+  static_assert(sizeof(Flags) == sharding::vote_flag_bytes);
+  static_assert(sizeof(kernels::WholeSum) == sharding::vote_bytes_per_param);
+
+  std::vector<std::vector<int>> voted_;  // parameters, by rank
+  int rank_;
+  std::vector<std::byte> mine_, all_;
+  std::vector<std::int64_t> bytes_;
+  std::vector<kernels::WholeSum> sums_;
+  std::vector<double> squares_;
+  int culprit_ = -1;
+};
+
+}  // namespace regatta
