@@ -32,7 +32,7 @@ struct SweepHealth {
   std::int64_t non_finite_lines = 0;  ///< lines whose norm is Inf or NaN (momentum overflow)
 
   /// Adds another part's figures; figures of parts are added in a fixed order by the caller.
-  void add(const SweepHealth& other) {
+  [[gnu::always_inline]] void add(const SweepHealth& other) {
     update_squares += other.update_squares;
     weight_squares += other.weight_squares;
     if (other.smallest_norm < smallest_norm) smallest_norm = other.smallest_norm;
@@ -59,17 +59,21 @@ struct RegTensors {
   float decay = 1;         ///< 1 - lr * weight_decay
 };
 
-/// The inverse norm of a line of p-norm `norm`: 0 for a zero line (norm <= smallest normal fp32), 1/max(norm, eps) otherwise.
+/// The inverse norm of a line of p-norm `norm`: 0 for a zero line (norm <= smallest normal fp32), 1/max(norm, eps) otherwise; NaN
+/// when the norm is not finite, so that a broken line shows instead of standing still.
 /// One place for all kernels and for the owner of an open line.
-inline float inverse_norm(double norm, double eps) {
+[[gnu::always_inline]] inline float inverse_norm(double norm, double eps) {
   if (norm <= 0x1p-126) return 0;
+  if (!(norm < __builtin_inf())) return __builtin_nanf("");
   return static_cast<float>(1.0 / (norm > eps ? norm : eps));
 }
 /// lr * scale folded into the last pass's inverse norm: step = fl(inverse * scale).
-inline float step_factor(float inverse, double scale) { return static_cast<float>(static_cast<double>(inverse) * scale); }
+[[gnu::always_inline]] inline float step_factor(float inverse, double scale) {
+  return static_cast<float>(static_cast<double>(inverse) * scale);
+}
 
 /// Counts a line into the health figures; `norm` as a double, `eps` as in inverse_norm.
-inline void count_line(SweepHealth& health, double norm, double eps) {
+[[gnu::always_inline]] inline void count_line(SweepHealth& health, double norm, double eps) {
   if (!(norm < __builtin_inf())) {
     ++health.non_finite_lines;
   } else if (norm <= 0x1p-126) {
@@ -153,7 +157,7 @@ struct AdamwArgs {
 
 /// out = balanced binary tree sum of the pieces in their order, neighbours first: ((0+1)+(2+3))+..., an odd one
 /// out moves up a level unchanged; fp32 adds of the pieces read as fp32. Also adds the exact sum of squares of `out` and counts
-/// its non-finite elements, in the same pass. `out` may be one of the pieces (fp32) or null (figures only).
+/// its non-finite elements, which the sum leaves out, in the same pass. `out` may be one of the pieces (fp32) or null (figures only).
 struct ReduceTreeArgs {
   const void* const* pieces = nullptr;
   int piece_count = 0;
