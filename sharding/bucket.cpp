@@ -11,7 +11,8 @@ std::int64_t numel_of(const std::vector<LocalBlock>& blocks) {
 
 std::int64_t round_to_multiple(std::int64_t value, std::int64_t unit) { return (value + unit / 2) / unit * unit; }
 
-// The allowed place nearest to `wanted`. Rounding to the nearest member of a fixed set keeps an ascending sequence ascending.
+// The allowed place nearest to `wanted`. Rounding to the nearest member of a fixed set keeps an ascending sequence
+// ascending.
 std::int64_t allowed_cut(const BucketLayout& bucket, std::span<const std::vector<LocalBlock>> local_blocks, Cut cut,
                          std::int64_t wanted) {
   for (const BucketEntry& entry : bucket.entries) {

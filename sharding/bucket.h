@@ -1,7 +1,7 @@
 #pragma once
-// Buckets: parameters packed one after another in the order backward finishes them, each bucket cut into one contiguous chunk per
-// dp rank. Chunks may differ in length (a cut moves to the nearest allowed place) and may be empty, so every parameter stays
-// contiguous and a line can stay whole.
+// Buckets: parameters packed one after another in the order backward finishes them, each bucket cut into one contiguous
+// chunk per dp rank. Chunks may differ in length (a cut moves to the nearest allowed place) and may be empty, so every
+// parameter stays contiguous and a line can stay whole.
 
 #include <cstdint>
 #include <span>
@@ -37,8 +37,9 @@ struct BucketLayout {
 /// Entries start at multiples of this many elements, so that they are aligned to 64 bytes in every dtype.
 inline constexpr std::int64_t entry_alignment = 32;
 
-/// Packs parameters, last one first, into buckets of at least `bucket_bytes` (the last bucket may be smaller). `bytes` and `kinds` have
-/// one entry per parameter; a bucket holds one kind (its dtypes). A parameter is never split between buckets.
+/// Packs parameters, last one first, into buckets of at least `bucket_bytes` (the last bucket may be smaller). `bytes`
+/// and `kinds` have one entry per parameter; a bucket holds one kind (its dtypes). A parameter is never split between
+/// buckets.
 std::vector<std::vector<int>> group_params(std::span<const std::int64_t> bytes, std::span<const int> kinds,
                                            std::int64_t bucket_bytes);
 
@@ -51,6 +52,7 @@ struct LocalBlock {
 };
 
 /// Lays out `params` (indices into `local_blocks`) and cuts the bucket into dp chunks as equal as `cut` allows.
-BucketLayout lay_out(std::span<const int> params, std::span<const std::vector<LocalBlock>> local_blocks, int dp, Cut cut);
+BucketLayout lay_out(std::span<const int> params, std::span<const std::vector<LocalBlock>> local_blocks, int dp,
+                     Cut cut);
 
 }  // namespace regatta::sharding

@@ -1,9 +1,9 @@
 #pragma once
 // Which lines of a block are open, that is split over ranks, and who finishes each of them.
 //
-// A line that lies wholly on one rank is closed and needs no message. Ranks that hold parts of an open line send its partial
-// statistics to one of them, its owner, which sends the finished number back. This one description serves every placement: row
-// shards, column shards, flat runs, and their products differ only in which ranks touch which lines.
+// A line that lies wholly on one rank is closed and needs no message. Ranks that hold parts of an open line send its
+// partial statistics to one of them, its owner, which sends the finished number back. This one description serves every
+// placement: row shards, column shards, flat runs, and their products differ only in which ranks touch which lines.
 
 #include <cstdint>
 #include <span>
@@ -14,8 +14,8 @@
 
 namespace regatta::sharding {
 
-/// The lines of a block that a part touches: ascending, disjoint, in the block's coordinates. A flat run that starts in one row
-/// and ends in the next may touch two separate ranges of columns.
+/// The lines of a block that a part touches: ascending, disjoint, in the block's coordinates. A flat run that starts in
+/// one row and ends in the next may touch two separate ranges of columns.
 std::vector<Range> touched_lines(const BlockPart& part, Line line);
 
 struct LineHolder {

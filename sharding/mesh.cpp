@@ -75,7 +75,10 @@ std::vector<int> Mesh::group(int rank, const std::vector<std::string>& axes) con
 
 std::string Mesh::text() const {
   std::string text;
-  for (const Axis& axis : axes_) text += (text.empty() ? "" : ",") + axis.name + "=" + std::to_string(axis.size);
+  for (const Axis& axis : axes_) {
+    if (!text.empty()) text += ',';
+    text += axis.name + "=" + std::to_string(axis.size);
+  }
   return text.empty() ? "1" : text;
 }
 

@@ -16,8 +16,8 @@ struct Axis {
 
 class Mesh {
  public:
-  /// Axes in order, the last one fastest. An empty list is one rank. Throws std::invalid_argument on a repeated or empty name or
-  /// a size below one.
+  /// Axes in order, the last one fastest. An empty list is one rank. Throws std::invalid_argument on a repeated or
+  /// empty name or a size below one.
   explicit Mesh(std::vector<Axis> axes = {});
   /// "dp=2,tp=2" -> Mesh. Throws std::invalid_argument with the text and what was expected.
   static Mesh parse(std::string_view text);

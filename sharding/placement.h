@@ -35,11 +35,12 @@ struct Placement {
 /// Part `index` of `extent` cut `count` ways, as torch.chunk does.
 Range chunk(std::int64_t extent, int count, int index);
 
-/// A rank's part of one logical block: a rectangle of the block, and the run of it (row-major in the rectangle) that the rank holds.
+/// A rank's part of one logical block: a rectangle of the block, and the run of it (row-major in the rectangle) that
+/// the rank holds.
 struct BlockPart {
-  Range rows;     ///< of the block
-  Range cols;     ///< of the block
-  Range run;      ///< elements of the rows x cols rectangle; all of it unless a flat cut applies
+  Range rows;  ///< of the block
+  Range cols;  ///< of the block
+  Range run;   ///< elements of the rows x cols rectangle; all of it unless a flat cut applies
   std::int64_t rect_numel() const { return rows.size() * cols.size(); }
   MatrixRun matrix_run() const { return {rows.size(), cols.size(), run.begin, run.end}; }
   bool operator==(const BlockPart&) const = default;

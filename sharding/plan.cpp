@@ -12,7 +12,10 @@ namespace {
 
 std::string text_of(const std::vector<std::int64_t>& shape) {
   std::string text;
-  for (std::int64_t extent : shape) text += (text.empty() ? "" : "x") + std::to_string(extent);
+  for (std::int64_t extent : shape) {
+    if (!text.empty()) text += 'x';
+    text += std::to_string(extent);
+  }
   return text;
 }
 
@@ -87,8 +90,8 @@ void Plan::check() const {
       bool known = cut.axis == "dp";
       for (const Axis& axis : mesh_.axes()) known = known || axis.name == cut.axis;
       if (!known)
-        throw std::invalid_argument("parameter " + param.name + " is placed over axis " + cut.axis +
-                                    ", which mesh " + mesh_.text() + " does not have");
+        throw std::invalid_argument("parameter " + param.name + " is placed over axis " + cut.axis + ", which mesh " +
+                                    mesh_.text() + " does not have");
     }
     in_matrix_dims(param);
   }
@@ -105,7 +108,7 @@ void Plan::lay_out_buckets() {
     std::vector<int> kinds;
     for (std::size_t p = 0; p < params_.size(); ++p) {
       const ParamSpec& param = params_[p];
-      parts.push_back(local_parts(mesh_, in_matrix_dims(param), rank, param.blocks));
+      parts.push_back(local_parts(rank, static_cast<int>(p)));
       std::int64_t numel = 0;
       for (std::size_t b = 0; b < param.blocks.size(); ++b) {
         const BlockPart& part = parts[p][b];
@@ -149,7 +152,7 @@ void Plan::lay_out_shards() {
     std::vector<int> kinds;
     for (std::size_t p = 0; p < params_.size(); ++p) {
       const ParamSpec& param = params_[p];
-      parts.push_back(local_parts(mesh_, in_matrix_dims(param), rank, param.blocks));
+      parts.push_back(local_parts(rank, static_cast<int>(p)));
       for (const BlockPart& part : parts[p]) runs[p].push_back({1, part.run.size(), false});
       bytes.push_back(0);
       for (const LocalBlock& run : runs[p]) bytes.back() += run.numel() * size_of(param.dtype);
@@ -171,6 +174,10 @@ void Plan::lay_out_shards() {
       }
     }
   }
+}
+
+std::vector<BlockPart> Plan::local_parts(int rank, int param) const {
+  return sharding::local_parts(mesh_, in_matrix_dims(params_[param]), rank, params_[param].blocks);
 }
 
 std::vector<std::vector<int>> Plan::replica_cells(int param) const {
@@ -231,7 +238,13 @@ void Plan::find_open_lines() {
         if (holders.size() < 2) continue;
         const int owner = holders[turn++ % holders.size()];
         const auto last = static_cast<int>(view.passes.size());
-        round(last).push_back({p, b, last, {0, 1}, owner, std::move(holders), view.bytes_per_block,
+        round(last).push_back({p,
+                               b,
+                               last,
+                               {0, 1},
+                               owner,
+                               std::move(holders),
+                               view.bytes_per_block,
                                static_cast<std::int64_t>(sizeof(double))});
       }
     }
@@ -258,14 +271,16 @@ WireBytes Plan::wire_bytes(int rank) const {
     for (const BucketLayout& bucket : layouts_[rank].buckets) {
       const ParamSpec& first = params_[bucket.entries.front().param];
       const std::int64_t own = bucket.chunk(me).size();
-      bytes.reduce_scatter += (bucket.numel - own) * size_of(first.grad_dtype) * options_.reductions_per_step;
+      const DType wire = options_.accumulates_in_f32 ? DType::f32 : first.grad_dtype;
+      bytes.reduce_scatter += (bucket.numel - own) * size_of(wire) * options_.reductions_per_step;
       bytes.all_gather += own * (dp - 1) * size_of(first.dtype);
     }
   }
   for (const std::vector<Share>& round : rounds_)
     for (const Share& share : round) {
       if (share.owner == rank)
-        bytes.exchange += share.lines.size() * share.answer_bytes * (static_cast<std::int64_t>(share.holders.size()) - 1);
+        bytes.exchange +=
+            share.lines.size() * share.answer_bytes * (static_cast<std::int64_t>(share.holders.size()) - 1);
       else if (holds(share.holders, rank))
         bytes.exchange += share.lines.size() * share.bytes_per_line;
     }
@@ -280,7 +295,8 @@ std::string Plan::text() const {
       << ", reductions per step " << options_.reductions_per_step << "\n";
   for (const ParamSpec& param : params_) {
     out << "parameter " << param.name << " " << text_of(param.shape) << " " << name_of(param.dtype) << ", gradient "
-        << name_of(param.grad_dtype) << ", placed " << (param.placement.cuts.empty() ? "replicate" : param.placement.text());
+        << name_of(param.grad_dtype) << ", placed "
+        << (param.placement.cuts.empty() ? "replicate" : param.placement.text());
     if (!param.note.empty()) out << ", " << param.note;
     for (std::size_t b = 0; b < param.blocks.size(); ++b) {
       const View& view = param.views[b];

@@ -1,8 +1,8 @@
 #pragma once
 // The whole communication of a step, as a value: built once, equal on all ranks, never changed.
 //
-// A plan says where every element lies (buckets, chunks, runs), which lines are open and who finishes them, in which rounds they
-// travel, and how many bytes each rank sends for what. It knows no rule, only views.
+// A plan says where every element lies (buckets, chunks, runs), which lines are open and who finishes them, in which
+// rounds they travel, and how many bytes each rank sends for what. It knows no rule, only views.
 
 #include <cstdint>
 #include <string>
@@ -21,24 +21,25 @@ struct ParamSpec {
   std::string name;
   std::vector<std::int64_t> shape;
   DType dtype = DType::f32;
-  DType grad_dtype = DType::f32;   ///< of its gradients on the wire
+  DType grad_dtype = DType::f32;  ///< of its gradients on the wire
   Placement placement;
   std::vector<MatrixShape> blocks;  ///< logical matrices stacked by rows
   std::vector<View> views;          ///< one per block
   std::string note;                 ///< anything else ranks must agree on (group, rule); goes into the fingerprint
 };
 
-/// The blocks of a parameter: a vector is 1 x n, more dims are the first by the rest; `block_rows` splits the rows, empty
-/// means one block. Throws std::invalid_argument naming the parameter.
+/// The blocks of a parameter: a vector is 1 x n, more dims are the first by the rest; `block_rows` splits the rows,
+/// empty means one block. Throws std::invalid_argument naming the parameter.
 std::vector<MatrixShape> logical_blocks(const std::string& name, const std::vector<std::int64_t>& shape,
                                         const std::vector<std::int64_t>& block_rows);
 
 struct PlanOptions {
   Cut cut = Cut::row;
   std::int64_t bucket_bytes = 25 << 20;
-  bool sharded = false;        ///< the trainer shards over dp itself; otherwise the engine cuts buckets over dp
-  int reductions_per_step = 1;  ///< zero2 reduces every micro-batch
-  std::int64_t figure_bytes = 0;  ///< per rank: health figures gathered at the end of a step
+  bool sharded = false;             ///< the trainer shards over dp itself; otherwise the engine cuts buckets over dp
+  int reductions_per_step = 1;      ///< zero2 reduces every micro-batch
+  bool accumulates_in_f32 = false;  ///< several micro-batches add up in fp32 before they travel
+  std::int64_t figure_bytes = 0;    ///< per rank: health figures gathered at the end of a step
 };
 
 /// A rank's run of one block and where it lies.
@@ -58,11 +59,12 @@ struct ParamLocation {
 
 struct RankLayout {
   std::vector<BucketLayout> buckets;
-  std::vector<Piece> pieces;            ///< non-empty runs in bucket order, ascending offsets
-  std::vector<ParamLocation> params;    ///< by parameter: its local values
+  std::vector<Piece> pieces;          ///< non-empty runs in bucket order, ascending offsets
+  std::vector<ParamLocation> params;  ///< by parameter: its local values
 };
 
-/// Open lines of one block that one rank finishes. `pass` == number of passes stands for the block's own number (one "line").
+/// Open lines of one block that one rank finishes. `pass` == number of passes stands for the block's own number (one
+/// "line").
 struct Share {
   int param = 0;
   int block = 0;
@@ -98,11 +100,16 @@ class Plan {
   const RankLayout& layout(int rank) const { return layouts_[rank]; }
   std::size_t bucket_count() const { return layouts_[0].buckets.size(); }
 
+  /// What `rank` holds of a parameter in its own memory, one part per block, one after another: a whole rectangle each in the
+  /// modes where the engine shards, the rank's shard otherwise.
+  std::vector<BlockPart> local_parts(int rank, int param) const;
+
   /// Shares by round, in the order all ranks pack them. Round k carries pass k of every block, and the block numbers of
   /// blocks with k passes.
   const std::vector<std::vector<Share>>& rounds() const { return rounds_; }
 
-  /// Parameters whose squared gradients `rank` reports: those it holds a part of, replicas counted on the first holder only.
+  /// Parameters whose squared gradients `rank` reports: those it holds a part of, replicas counted on the first holder
+  /// only.
   std::vector<int> voted_params(int rank) const;
   std::int64_t vote_bytes(int rank) const;
 

@@ -14,10 +14,10 @@ struct View {
     lines,     ///< one number per row and/or column, in ordered passes
   };
   Kind kind = Kind::elements;
-  std::vector<Line> passes;           ///< each on the result of the one before; the last one is the primary direction
-  std::int64_t bytes_per_line = 0;    ///< payload of one open line on the way to its owner
-  bool block_scale = false;           ///< one more number, over the whole block, is needed before the update
-  std::int64_t bytes_per_block = 0;   ///< payload of that number's partial sum on the way to its owner
+  std::vector<Line> passes;          ///< each on the result of the one before; the last one is the primary direction
+  std::int64_t bytes_per_line = 0;   ///< payload of one open line on the way to its owner
+  bool block_scale = false;          ///< one more number, over the whole block, is needed before the update
+  std::int64_t bytes_per_block = 0;  ///< payload of that number's partial sum on the way to its owner
 
   static View elements() { return {}; }
   static View lines(std::vector<Line> passes, std::int64_t bytes_per_line, std::int64_t bytes_per_block = 0) {

@@ -12,7 +12,8 @@ namespace regatta {
 // Anonymous mappings are zeroed and page-aligned, and their pages appear on the core that first touches them.
 Buffer::Buffer(std::int64_t bytes) : bytes_(bytes) {
   if (bytes == 0) return;
-  void* memory = mmap(nullptr, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* memory =
+      mmap(nullptr, static_cast<std::size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED)
     throw Error(Code::device, "this machine has no " + std::to_string(bytes) + " bytes of memory left for a buffer");
   data_ = static_cast<std::byte*>(memory);

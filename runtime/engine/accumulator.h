@@ -1,9 +1,9 @@
 #pragma once
 // Adds up the gradients of a step's micro-batches, plainly or as a balanced binary tree.
 //
-// Tree: micro-batches are leaves in order; neighbours are added first, so K of them need bit_width(K) buffers, used like the
-// digits of a binary counter. With ranks as the upper levels of the same tree, the sum does not depend on how many ranks
-// shared the K micro-batches of a global batch.
+// Tree: micro-batches are leaves in order; neighbours are added first, so K of them need bit_width(K) buffers, used
+// like the digits of a binary counter. With ranks as the upper levels of the same tree, the sum does not depend on how
+// many ranks shared the K micro-batches of a global batch.
 
 #include <bit>
 #include <cstdint>
@@ -35,7 +35,8 @@ class Accumulator {
       kernels_->accumulate(level(l) + offset, level(l - 1) + offset, DType::f32, numel, l == carries);
   }
 
-  /// Brings the total of the first `added` addends of [offset, offset + numel) into the result; missing ones count as zero.
+  /// Brings the total of the first `added` addends of [offset, offset + numel) into the result; missing ones count as
+  /// zero.
   void fold(int added, std::int64_t offset, std::int64_t numel) {
     if (added == 0) {
       std::memset(result_ + offset, 0, static_cast<std::size_t>(numel) * sizeof(float));

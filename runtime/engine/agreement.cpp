@@ -27,10 +27,11 @@ void check_same_plan(const sharding::Plan& plan, Transport& world) {
   for (std::size_t rank = 1; rank < texts.size(); ++rank) {
     if (fingerprints[rank] == fingerprints[0]) continue;
     int differing = 0;
-    while (line(texts[0], differing) == line(texts[rank], differing) && line(texts[0], differing) != "nothing") ++differing;
+    while (line(texts[0], differing) == line(texts[rank], differing) && line(texts[0], differing) != "nothing")
+      ++differing;
     throw Error(Code::invalid_argument, "ranks disagree on what to train: rank 0 has '" + line(texts[0], differing) +
-                                            "', rank " + std::to_string(rank) + " has '" + line(texts[rank], differing) +
-                                            "'");
+                                            "', rank " + std::to_string(rank) + " has '" +
+                                            line(texts[rank], differing) + "'");
   }
 }
 
@@ -41,9 +42,10 @@ void check_same_values(std::span<const std::uint64_t> bucket_hashes, std::span<c
   for (std::size_t rank = 1; rank < all.size(); ++rank)
     for (std::size_t b = 0; b < bucket_hashes.size(); ++b)
       if (std::memcmp(all[0].data() + b * 8, all[rank].data() + b * 8, 8) != 0)
-        throw Error(Code::invalid_argument,
-                    "initial parameter values differ between data-parallel ranks 0 and " + std::to_string(rank) + " in bucket " +
-                        std::to_string(b) + " (" + bucket_names[b] + "); load or initialise the same model on all of them");
+        throw Error(Code::invalid_argument, "initial parameter values differ between data-parallel ranks 0 and " +
+                                                std::to_string(rank) + " in bucket " + std::to_string(b) + " (" +
+                                                bucket_names[b] +
+                                                "); load or initialise the same model on all of them");
 }
 
 }  // namespace regatta

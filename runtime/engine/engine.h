@@ -10,12 +10,12 @@
 //       for each of options.micro_batches: backward, handing each gradient to engine.add_grad(i, ...)
 //       StepReport report = engine.step(lr);                            // collective
 //
-// Gradients of the last micro-batch start the reduce-scatter of their bucket as soon as the bucket is full, behind the rest of
-// backward. step() waits for them, agrees on finiteness and the global norm before any state is written, sweeps, and
-// gathers the parameters back.
+// Gradients of the last micro-batch start the reduce-scatter of their bucket as soon as the bucket is full, behind the
+// rest of backward. step() waits for them, agrees on finiteness and the global norm before any state is written,
+// sweeps, and gathers the parameters back.
 //
-// Errors: Error(invalid_argument) on a wrong call, before anything is sent; ranks whose plans differ learn the first difference at
-// construction. Transport errors leave the engine unusable.
+// Errors: Error(invalid_argument) on a wrong call, before anything is sent; ranks whose plans differ learn the first
+// difference at construction. Transport errors leave the engine unusable.
 
 #include <memory>
 #include <span>
@@ -52,7 +52,7 @@ struct Group {
 };
 
 struct LossScaling {
-  double initial = 1;      ///< 1 and growth_interval 0: off
+  double initial = 1;       ///< 1 and growth_interval 0: off
   int growth_interval = 0;  ///< finite steps before doubling; 0: static
   double smallest = 1;
 };
@@ -63,11 +63,11 @@ struct EngineOptions {
   std::int64_t bucket_bytes = 25 << 20;
   int micro_batches = 1;  ///< add_grad calls per parameter and step on this rank
   Accumulation accumulation = Accumulation::sum;
-  double clip = 0;        ///< global gradient norm; 0: no clipping
+  double clip = 0;  ///< global gradient norm; 0: no clipping
   NonFinite non_finite = NonFinite::skip;
   LossScaling loss_scaling;
   DType momentum_dtype = DType::f32;
-  int threads = 1;        ///< of the sweeps
+  int threads = 1;  ///< of the sweeps
 };
 
 /// Where a parameter lies on this rank.
@@ -79,13 +79,13 @@ struct ParamView {
 
 /// A part of one state tensor that this rank holds (replicas excluded when `primary` is false).
 struct StatePart {
-  std::string state;               ///< "momentum", "moment2", "master", ...
+  std::string state;  ///< "momentum", "moment2", "master", ...
   int param = 0;
   int block = 0;
   sharding::BlockPart part;
-  const void* data = nullptr;      ///< part.run.size() elements
+  const void* data = nullptr;  ///< part.run.size() elements
   DType dtype = DType::f32;
-  bool primary = true;             ///< false on ranks that hold a replica of another rank's part
+  bool primary = true;  ///< false on ranks that hold a replica of another rank's part
 };
 
 class Engine {
@@ -102,7 +102,8 @@ class Engine {
 
   /// One micro-batch's gradient of a parameter, param(index).numel elements. The memory may be reused on return.
   void add_grad(int index, const void* grad, DType dtype);
-  /// The global index of this rank's micro-batch `k` of a step, so that every mesh sees the same global batch in the same tree.
+  /// The global index of this rank's micro-batch `k` of a step, so that every mesh sees the same global batch in the
+  /// same tree.
   std::int64_t micro_batch_index(int k) const;
   /// The factor the loss must carry (fp16); 1 when loss scaling is off.
   double loss_scale() const;
@@ -115,8 +116,9 @@ class Engine {
   const EngineOptions& options() const;
   /// Bytes of optimizer state (momentum, moments, master weights) on this rank.
   std::int64_t state_bytes() const;
-  /// This rank's parts of all state tensors, for saving, loading and proofs. Pointers are writable through load_state.
+  /// This rank's parts of all state tensors, for saving, loading and proofs.
   std::vector<StatePart> state_parts() const;
+  /// Overwrites a part that state_parts() returned.
   void load_state(const StatePart& part, const void* data);
   void set_step_count(std::int64_t step);
 

@@ -27,7 +27,8 @@ Gradients::Gradients(const sharding::Plan& plan, int rank, Transport& dp_group, 
     bucket.layout = &layout.buckets[b];
     bucket.label = "gradients of bucket " + std::to_string(b);
     // Several addends are kept in fp32; a single one travels as the trainer made it.
-    bucket.wire = accumulates_before_reduction() ? DType::f32 : plan.params()[bucket.layout->entries.front().param].grad_dtype;
+    bucket.wire =
+        accumulates_before_reduction() ? DType::f32 : plan.params()[bucket.layout->entries.front().param].grad_dtype;
     for (std::int64_t bound : bucket.layout->bounds) bucket.bounds_bytes.push_back(bound * size_of(bucket.wire));
     largest = std::max(largest, bucket.layout->numel * size_of(bucket.wire));
     if (!settings.reduce_each) {
@@ -65,7 +66,8 @@ void Gradients::begin_step() {
   micro_batch_ = next_slot_ = next_launch_ = 0;
   busy_ns_ = 0;
   for (Bucket& bucket : buckets_)
-    bucket.missing = static_cast<int>(bucket.layout->entries.size()) * (settings_.reduce_each ? 1 : settings_.micro_batches);
+    bucket.missing =
+        static_cast<int>(bucket.layout->entries.size()) * (settings_.reduce_each ? 1 : settings_.micro_batches);
 }
 
 void Gradients::add(int param, const void* grad, DType dtype) {
@@ -112,7 +114,8 @@ void Gradients::take_slots(bool wait) {
     });
     Slot* slot = oldest == slots_.end() ? nullptr : &*oldest;
     if (slot == nullptr && wait) {
-      slot = &*std::min_element(slots_.begin(), slots_.end(), [](const Slot& a, const Slot& b) { return a.bucket < b.bucket; });
+      slot = &*std::min_element(slots_.begin(), slots_.end(),
+                                [](const Slot& a, const Slot& b) { return a.bucket < b.bucket; });
       if (slot->bucket >= next_launch_) return;
     }
     if (slot == nullptr) return;
@@ -212,7 +215,8 @@ void Gradients::reduce(Bucket& bucket, std::span<const std::byte* const> pieces,
       continue;
     }
     float* incoming = bucket.incoming.as<float>() + (here.begin - chunk_begin);
-    kernels_.reduce_tree({pieces_.data(), static_cast<int>(pieces.size()), bucket.wire, here.size(), incoming, nullptr, nullptr});
+    kernels_.reduce_tree(
+        {pieces_.data(), static_cast<int>(pieces.size()), bucket.wire, here.size(), incoming, nullptr, nullptr});
     bucket.accumulator.add(bucket.reducing, here.begin - chunk_begin, incoming, DType::f32, here.size());
     if (bucket.reducing + 1 < settings_.micro_batches) continue;
     bucket.accumulator.fold(settings_.micro_batches, here.begin - chunk_begin, here.size());
@@ -231,7 +235,8 @@ Gradients::Reduced Gradients::reduced(int index) const {
 std::int64_t Gradients::bytes() const {
   std::int64_t bytes = 0;
   for (const Slot& slot : slots_) bytes += slot.memory.bytes();
-  for (const Bucket& bucket : buckets_) bytes += bucket.reduced.bytes() + bucket.incoming.bytes() + bucket.accumulator.bytes();
+  for (const Bucket& bucket : buckets_)
+    bytes += bucket.reduced.bytes() + bucket.incoming.bytes() + bucket.accumulator.bytes();
   return bytes;
 }
 

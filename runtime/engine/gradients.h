@@ -1,9 +1,10 @@
 #pragma once
-// From the trainer's gradients to this rank's reduced chunk: accumulates micro-batches, starts each bucket's reduce-scatter when it is
-// full, adds the ranks' parts as a tree, and takes squares and non-finite counts in the same pass.
+// From the trainer's gradients to this rank's reduced chunk: accumulates micro-batches, starts each bucket's
+// reduce-scatter when it is full, adds the ranks' parts as a tree, and takes squares and non-finite counts in the same
+// pass.
 //
-// Driven by the engine's thread; the additions of a reduce-scatter run on the communication thread. Buckets are launched strictly
-// in plan order, so all ranks queue the same collectives.
+// Driven by the engine's thread; the additions of a reduce-scatter run on the communication thread. Buckets are
+// launched strictly in plan order, so all ranks queue the same collectives.
 
 #include <functional>
 #include <span>
@@ -36,7 +37,8 @@ class Gradients {
     DType dtype = DType::f32;
   };
 
-  Gradients(const sharding::Plan& plan, int rank, Transport& dp_group, Settings settings, const kernels::KernelTable& kernels);
+  Gradients(const sharding::Plan& plan, int rank, Transport& dp_group, Settings settings,
+            const kernels::KernelTable& kernels);
 
   void add(int param, const void* grad, DType dtype);
   /// Completes the step's reductions; missing gradients count as zero. Returns when reduced() and figures() are valid.
@@ -68,10 +70,10 @@ class Gradients {
     std::vector<Segment> segments;
     std::string label;
     int slot = -1;
-    int missing = 0;  // gradients until it is full
+    int missing = 0;   // gradients until it is full
     int reducing = 0;  // zero2: the micro-batch under way
-    Buffer reduced;   // fp32 chunk, when it can't stay in the slot
-    Buffer incoming;  // zero2: the chunk of one micro-batch
+    Buffer reduced;    // fp32 chunk, when it can't stay in the slot
+    Buffer incoming;   // zero2: the chunk of one micro-batch
     Accumulator accumulator;
   };
 
@@ -93,12 +95,12 @@ class Gradients {
   const kernels::KernelTable& kernels_;
   std::vector<Bucket> buckets_;
   std::vector<Slot> slots_;
-  std::vector<int> added_;                         // gradients so far, by parameter
-  std::vector<std::vector<std::byte>> parked_;     // zero2: gradients that wait for a slot, by parameter
+  std::vector<int> added_;                      // gradients so far, by parameter
+  std::vector<std::vector<std::byte>> parked_;  // zero2: gradients that wait for a slot, by parameter
   std::vector<Figures> figures_;
-  std::vector<const void*> pieces_;                // scratch of reduce()
-  int micro_batch_ = 0;                            // zero2: the one being reduced
-  int next_slot_ = 0, next_launch_ = 0;            // buckets of the current reduction, in plan order
+  std::vector<const void*> pieces_;      // scratch of reduce()
+  int micro_batch_ = 0;                  // zero2: the one being reduced
+  int next_slot_ = 0, next_launch_ = 0;  // buckets of the current reduction, in plan order
   std::int64_t busy_ns_ = 0;
 };
 

@@ -33,12 +33,14 @@ LineExchange::LineExchange(const sharding::Plan& plan, int round, int rank, std:
       if (w.param != share.param || w.block != share.block || w.one_sweep) return false;
       return share.pass == static_cast<int>(w.passes.size()) || w.passes[share.pass].contains(share.lines);
     });
-    if (work == works.end()) throw Error(Code::invalid_argument, "no run of this rank touches the lines of a share it holds");
+    if (work == works.end())
+      throw Error(Code::invalid_argument, "no run of this rank touches the lines of a share it holds");
     const bool block = share.pass == static_cast<int>(work->passes.size());
     items_.push_back({&share, &*work, block ? 0 : share.lines.begin - work->passes[share.pass].first});
     rules_.push_back(rule_of_param[share.param]);
 
-    const std::int64_t partial = share.lines.size() * share.bytes_per_line, answer = share.lines.size() * share.answer_bytes;
+    const std::int64_t partial = share.lines.size() * share.bytes_per_line,
+                       answer = share.lines.size() * share.answer_bytes;
     if (share.owner == rank) {
       for (int holder : share.holders)
         if (holder != rank) {
@@ -81,7 +83,8 @@ Ticket LineExchange::send_partials(Transport& world) {
     pack_partials(item, partials_.send.data() + at);
     at += item.share->lines.size() * item.share->bytes_per_line;
   }
-  return world.exchange(partials_.send, partials_.send_bytes, partials_.receive, partials_.receive_bytes, partials_label_);
+  return world.exchange(partials_.send, partials_.send_bytes, partials_.receive, partials_.receive_bytes,
+                        partials_label_);
 }
 
 // `merged_` holds the whole statistics of the item's lines; leaves the answers in `finished_` and in the work.

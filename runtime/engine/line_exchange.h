@@ -1,6 +1,6 @@
 #pragma once
-// Carries one round of open lines: partial statistics to the lines' owners, what the owners found back to all who hold a part.
-// Both directions are one sparse all-to-all for the whole model. Knows plans and line sums, no rule's name.
+// Carries one round of open lines: partial statistics to the lines' owners, what the owners found back to all who hold
+// a part. Both directions are one sparse all-to-all for the whole model. Knows plans and line sums, no rule's name.
 
 #include <span>
 #include <vector>

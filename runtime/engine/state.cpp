@@ -29,7 +29,8 @@ OptimizerState::OptimizerState(const sharding::Plan& plan, int rank, std::span<c
   }
   memory_ = Buffer(reserved);
   for (std::size_t p = 0; p < pieces_.size(); ++p) {
-    for (std::size_t s = 0; s < pieces_[p].states.size(); ++s) pieces_[p].states[s].data = memory_.data() + offsets[p][s];
+    for (std::size_t s = 0; s < pieces_[p].states.size(); ++s)
+      pieces_[p].states[s].data = memory_.data() + offsets[p][s];
     if (master_offsets[p] >= 0) pieces_[p].master = reinterpret_cast<float*>(memory_.data() + master_offsets[p]);
   }
 }

@@ -19,7 +19,8 @@ class OptimizerState {
     std::byte* data = nullptr;
   };
 
-  OptimizerState(const sharding::Plan& plan, int rank, std::span<const Rule* const> rule_of_param, DType momentum_dtype);
+  OptimizerState(const sharding::Plan& plan, int rank, std::span<const Rule* const> rule_of_param,
+                 DType momentum_dtype);
 
   /// States of a piece, in the order of Rule::state.
   std::span<const Tensor> tensors(int piece) const { return pieces_[piece].states; }

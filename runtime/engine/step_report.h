@@ -13,7 +13,7 @@ struct GroupReport {
   std::string name;
   std::int64_t numel = 0;
   double grad_norm = 0;
-  double update_rms = 0;   ///< of w' - w as applied, decay included
+  double update_rms = 0;  ///< of w' - w as applied, decay included
   double weight_rms = 0;
   double update_to_weight = 0;
   double smallest_line_norm = 0;  ///< over non-zero lines; 0 when the group has none
@@ -25,9 +25,9 @@ struct GroupReport {
 
 /// Wall time of this rank's step() by phase, and what went on behind the trainer's own work. Local.
 struct StepTimes {
-  double wait_grad_seconds = 0;   ///< step() waiting for gradient reduce-scatters: exposed
+  double wait_grad_seconds = 0;  ///< step() waiting for gradient reduce-scatters: exposed
   double vote_seconds = 0;
-  double sweep_seconds = 0;       ///< observe, update and apply sweeps
+  double sweep_seconds = 0;  ///< observe, update and apply sweeps
   double wait_exchange_seconds = 0;
   double wait_gather_seconds = 0;  ///< waiting for parameter all-gathers: exposed
   double step_seconds = 0;
@@ -49,14 +49,14 @@ struct StepBytes {
 };
 
 struct StepReport {
-  std::int64_t step = 0;    ///< updates applied so far, this one included; unchanged by a skipped step
-  bool skipped = false;     ///< a gradient was not finite; no state was touched
-  std::string culprit;      ///< first parameter with a non-finite gradient, when skipped
+  std::int64_t step = 0;           ///< updates applied so far, this one included; unchanged by a skipped step
+  bool skipped = false;            ///< a gradient was not finite; no state was touched
+  std::string culprit;             ///< first parameter with a non-finite gradient, when skipped
   std::int64_t skipped_steps = 0;  ///< so far
   double lr = 0;
-  double grad_norm = 0;     ///< global, before clipping, loss scale removed; replicated parameters counted once
+  double grad_norm = 0;  ///< global, before clipping, loss scale removed; replicated parameters counted once
   double clip_factor = 1;
-  double loss_scale = 1;    ///< the one this step's gradients carried
+  double loss_scale = 1;  ///< the one this step's gradients carried
   std::vector<GroupReport> groups;
   StepTimes times;
   StepBytes bytes;

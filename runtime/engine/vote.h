@@ -1,6 +1,6 @@
 #pragma once
-// What all ranks must agree on before any state is written: is every gradient finite, and how large is the global gradient. One small
-// all-gather; every rank adds the same exact sums in the same order, so all come to the same bits.
+// What all ranks must agree on before any state is written: is every gradient finite, and how large is the global
+// gradient. One small all-gather; every rank adds the same exact sums in the same order, so all come to the same bits.
 
 #include <span>
 #include <vector>

@@ -87,8 +87,7 @@ std::vector<Work> make_works(const sharding::Plan& plan, int rank, std::span<con
     Range closed{0, 0};  // rows of the run's matrix that only this rank holds, all of them in the run
     if (whole.view.one_sweep_rows()) {
       std::vector<Range> rows = closed_lines(sharding::touched_lines(piece.part, Line::row), shares[0]);
-      if (!rows.empty())
-        closed = {rows.front().begin - piece.part.rows.begin, rows.back().end - piece.part.rows.begin};
+      if (!rows.empty()) closed = {rows.front().begin - piece.part.rows.begin, rows.back().end - piece.part.rows.begin};
     }
     if (closed.empty()) {
       add(run.begin, run.end, false);

@@ -39,8 +39,8 @@ struct Work {
   RunTensors tensors;
   std::int64_t bucket_offset = 0;  ///< of the run's first element
 
-  std::vector<PassLines> passes;               ///< empty when one_sweep
-  std::vector<kernels::LineFactors> factors;   ///< of all passes, for observe and apply
+  std::vector<PassLines> passes;              ///< empty when one_sweep
+  std::vector<kernels::LineFactors> factors;  ///< of all passes, for observe and apply
   kernels::LineSum block_terms;
   double block_sum = 0;
   bool block_closed = true;  ///< nobody else holds a part of this block
@@ -49,12 +49,13 @@ struct Work {
   int rounds() const { return one_sweep ? 0 : static_cast<int>(passes.size()) + (view.block_scale ? 1 : 0); }
 };
 
-/// The works of `rank`: every piece, split into its closed rows (one sweep) and the partial rows before and after them where the
-/// view allows. Tensors are not bound yet.
+/// The works of `rank`: every piece, split into its closed rows (one sweep) and the partial rows before and after them
+/// where the view allows. Tensors are not bound yet.
 std::vector<Work> make_works(const sharding::Plan& plan, int rank, std::span<const Rule* const> rule_of_param,
                              std::span<const int> group_of_param);
 
-/// Finishes line `index` of pass `pass` from its whole statistics: inverse norm, and the block's term after the last pass.
+/// Finishes line `index` of pass `pass` from its whole statistics: inverse norm, and the block's term after the last
+/// pass.
 float finish_line(Work& work, const Rule& rule, int pass, std::span<const kernels::LineSum> stats);
 /// Finishes the lines that only this rank holds.
 void finish_closed_lines(Work& work, const Rule& rule, int pass);

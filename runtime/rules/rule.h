@@ -1,16 +1,17 @@
 #pragma once
 // The mathematics of one optimizer, with no collective in sight.
 //
-// A rule says what it must see of a matrix (its view), what state it keeps, and computes on runs. The engine gives it runs,
-// merges the line statistics of all ranks, and hands back what the lines' owners found. Rules are immutable: every number
-// that changes during a job arrives with the call.
+// A rule says what it must see of a matrix (its view), what state it keeps, and computes on runs. The engine gives it
+// runs, merges the line statistics of all ranks, and hands back what the lines' owners found. Rules are immutable:
+// every number that changes during a job arrives with the call.
 //
 // One step of a lines rule on one block, pass k = 0, 1, ...:
 //     observe(k)   every rank: adds its run's share of the statistics of pass k's lines
 //     inverse(k)   a line's owner (or only holder): statistics -> one fp32 factor
 //     (block_term, block_scale: when the view asks for one number over the whole block)
 //     apply        every rank
-// and update() does all of it in one sweep for rows that lie wholly in a run (view().one_sweep_rows()), with the same bits.
+// and update() does all of it in one sweep for rows that lie wholly in a run (view().one_sweep_rows()), with the same
+// bits.
 
 #include <cstdint>
 #include <memory>
@@ -52,6 +53,8 @@ class Rule {
  public:
   virtual ~Rule() = default;
   virtual std::string_view name() const = 0;
+  /// Name and all settings in one line, for logs and for the check that all ranks use the same.
+  virtual std::string settings_text() const = 0;
   /// Of a logical block of this global shape.
   virtual sharding::View view(MatrixShape block) const = 0;
   virtual std::vector<StateSpec> state(DType momentum_dtype) const = 0;
@@ -62,12 +65,13 @@ class Rule {
 
   // The rest is for the lines view.
 
-  /// LineSums per line of pass k; stats of observe() hold them one array after another.
+  /// LineSums per line, the same in every pass; stats of observe() hold them one array after another.
   virtual int stats_per_line(int /*pass*/, MatrixShape) const { return 0; }
-  /// Adds to stats[s * line_count + line]; lines are counted from the first row touched, or from column 0 of the run's matrix.
-  virtual void observe(int /*pass*/, const RunTensors&, MatrixShape /*block*/, const StepInfo&, DType /*momentum_dtype*/,
-                       std::span<const kernels::LineFactors> /*earlier*/, std::span<kernels::LineSum> /*stats*/,
-                       ThreadPool&) const {}
+  /// Adds to stats[s * line_count + line]; lines are counted from the first row touched, or from column 0 of the run's
+  /// matrix.
+  virtual void observe(int /*pass*/, const RunTensors&, MatrixShape /*block*/, const StepInfo&,
+                       DType /*momentum_dtype*/, std::span<const kernels::LineFactors> /*earlier*/,
+                       std::span<kernels::LineSum> /*stats*/, ThreadPool&) const {}
   /// `stats[s]` is statistic s of one whole line. Counts the line into `health` when it is the last pass.
   virtual float inverse(int /*pass*/, MatrixShape, std::span<const kernels::LineSum> /*stats*/,
                         kernels::SweepHealth&) const {
@@ -82,9 +86,12 @@ class Rule {
                      std::span<const kernels::LineFactors> /*passes*/, ThreadPool&, kernels::SweepHealth&) const {}
 };
 
-/// NAME=VALUE settings of a rule; makes "reg" or "adamw". Throws Error(invalid_argument) naming the rule, the setting or the value, and
-/// listing what exists. `lr` is not a rule's setting here: it comes with the step.
-std::shared_ptr<const Rule> make_rule(std::string_view name, std::span<const std::pair<std::string, std::string>> settings);
+/// NAME=VALUE settings of a rule; makes "reg" or "adamw". Throws Error(invalid_argument) naming the rule, the setting
+/// or the value, and listing what exists. `lr` is not a rule's setting here: it comes with the step.
+std::shared_ptr<const Rule> make_rule(std::string_view name,
+                                      std::span<const std::pair<std::string, std::string>> settings);
 std::vector<std::string> rule_names();
+/// Requires a name of rule_names().
+std::vector<std::string> rule_setting_names(std::string_view rule);
 
 }  // namespace regatta

@@ -1,0 +1,252 @@
+#include "cli/replay/run.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/kernels.h"
+#include "runtime/checkpoint/safetensors.h"
+#include "runtime/error.h"
+#include "runtime/transport/transport.h"
+#include "sharding/reshard.h"
+
+namespace regatta::cli {
+namespace {
+
+using sharding::BlockPart;
+
+// A parameter's blocks stacked by rows are one row-major matrix, so a block begins where the rows before it end.
+std::int64_t block_begin(const sharding::ParamSpec& spec, std::size_t block) {
+  std::int64_t begin = 0;
+  for (std::size_t b = 0; b < block; ++b) begin += spec.blocks[b].numel();
+  return begin;
+}
+
+// Calls copy(element of the whole tensor, element of the part, count).
+template <class F>
+void for_each_stretch(const sharding::ParamSpec& spec, std::size_t block, const BlockPart& part, F copy) {
+  for (const sharding::Stretch& s : sharding::stretches(part, spec.blocks[block].cols))
+    copy(block_begin(spec, block) + s.in_block, s.in_part, s.count);
+}
+
+class Rank {
+ public:
+  Rank(const ReplayCase& recorded, const ReplayOptions& options, Transport& transport)
+      : recorded_(recorded),
+        options_(options),
+        transport_(transport),
+        engine_(params(), options.groups, options.mesh, transport, options.engine) {}
+
+  ReplayResult run() {
+    fill_params();
+    engine_.publish_params();
+    fill_state();
+    engine_.set_step_count(recorded_.step);
+    ReplayResult result;
+    for (int k = 0; k < options_.steps; ++k) {
+      for (std::size_t p = 0; p < recorded_.names.size(); ++p) add_gradient(k, static_cast<int>(p));
+      result.last = engine_.step(options_.lr);
+      check_bytes(result);
+    }
+    result.step = engine_.step_count();
+    result.state_bytes = engine_.state_bytes();
+    gather_flags(result);
+    gather(result);
+    return result;
+  }
+
+ private:
+  std::vector<Param> params() const {
+    std::vector<Param> params;
+    for (std::size_t p = 0; p < recorded_.names.size(); ++p) {
+      const std::string& name = recorded_.names[p];
+      const WholeTensor& whole = recorded_.params.at(name);
+      Param param{name, whole.shape, whole.dtype, {}, options_.placement_of[p], options_.blocks_of[p], options_.group_of[p]};
+      if (!recorded_.gradients.empty()) param.grad_dtype = recorded_.gradients[0].at(name).dtype;
+      params.push_back(std::move(param));
+    }
+    return params;
+  }
+  const sharding::ParamSpec& spec(int p) const { return engine_.plan().params()[p]; }
+
+  // Copies this rank's local part of a whole tensor, element by element as `take` says.
+  template <class F>
+  void for_each_local(int p, F copy) const {
+    const std::vector<BlockPart> parts = engine_.plan().local_parts(transport_.rank(), p);
+    std::int64_t local = 0;
+    for (std::size_t b = 0; b < parts.size(); ++b) {
+      for_each_stretch(spec(p), b, parts[b],
+                       [&](std::int64_t whole, std::int64_t in_part, std::int64_t count) { copy(whole, local + in_part, count); });
+      local += parts[b].run.size();
+    }
+  }
+
+  void fill_params() {
+    for (std::size_t p = 0; p < recorded_.names.size(); ++p) {
+      const WholeTensor& whole = recorded_.params.at(recorded_.names[p]);
+      const ParamView view = engine_.param(static_cast<int>(p));
+      const std::int64_t size = size_of(whole.dtype);
+      for_each_local(static_cast<int>(p), [&](std::int64_t from, std::int64_t to, std::int64_t count) {
+        std::memcpy(static_cast<std::byte*>(view.data) + to * size, whole.values.data() + from * size, count * size);
+      });
+    }
+  }
+
+  void fill_state() {
+    for (const auto& [state, tensors] : recorded_.states)
+      for (const auto& [name, whole] : tensors) {
+        bool known = false;
+        for (const StatePart& part : engine_.state_parts()) {
+          if (part.state != state || recorded_.names[part.param] != name) continue;
+          known = true;
+          if (part.dtype != whole.dtype)
+            throw Error(Code::invalid_argument, "tensor state." + state + "." + name + " is " + std::string(name_of(whole.dtype)) +
+                                                    "; this run keeps it in " + std::string(name_of(part.dtype)));
+          const std::int64_t size = size_of(whole.dtype);
+          std::vector<std::byte> values(part.part.run.size() * size);
+          for_each_stretch(spec(part.param), part.block, part.part, [&](std::int64_t from, std::int64_t to, std::int64_t count) {
+            std::memcpy(values.data() + to * size, whole.values.data() + from * size, count * size);
+          });
+          engine_.load_state(part, values.data());
+        }
+        check_known(state, name, known);
+      }
+  }
+
+  // A rank may hold no part of a parameter, but some rank must.
+  void check_known(const std::string& state, const std::string& name, bool known) {
+    bool anywhere = false;
+    for (const std::string& answer : transport_.gather_strings(known ? "1" : "0", "known state")) anywhere |= answer == "1";
+    if (!anywhere)
+      throw Error(Code::invalid_argument, "tensor state." + state + "." + name + " names a state that the rule of " + name +
+                                              " does not keep");
+  }
+
+  // Element i comes from dp rank i mod dp; the others give -0, which leaves every value as it is, so that the real reduction runs and
+  // every mesh sees exactly the recorded gradient.
+  void add_gradient(int k, int p) {
+    const WholeTensor& whole = recorded_.gradients[k].at(recorded_.names[p]);
+    const std::int64_t size = size_of(whole.dtype);
+    const bool shared = options_.engine.mode != Mode::sharded;
+    const std::int64_t dp = options_.mesh.size("dp"), me = options_.mesh.coordinate(transport_.rank(), "dp");
+    gradient_.assign(engine_.param(p).numel * size, std::byte{0});
+    for_each_local(p, [&](std::int64_t from, std::int64_t to, std::int64_t count) {
+      std::memcpy(gradient_.data() + to * size, whole.values.data() + from * size, count * size);
+      if (!shared || dp == 1) return;
+      for (std::int64_t i = 0; i < count; ++i)
+        if ((from + i) % dp != me) {
+          std::memset(gradient_.data() + (to + i) * size, 0, size);
+          gradient_[(to + i) * size + size - 1] = std::byte{0x80};
+        }
+    });
+    engine_.add_grad(p, gradient_.data(), whole.dtype);
+  }
+
+  void check_bytes(ReplayResult& result) const {
+    result.planned = engine_.plan().wire_bytes(transport_.rank());
+    const StepBytes& bytes = result.last.bytes;
+    result.counted = {bytes.reduce_scatter, bytes.all_gather, bytes.exchange, bytes.vote};
+    if (!result.last.skipped && result.counted != result.planned) result.bytes_as_planned = false;
+  }
+
+  void gather_flags(ReplayResult& result) {
+    for (const std::string& answer : transport_.gather_strings(result.bytes_as_planned ? "1" : "0", "byte counts"))
+      result.bytes_as_planned &= answer == "1";
+  }
+
+  // Everybody sends what it holds, replicas included; rank 0 puts the whole together and refuses replicas that differ.
+  void gather(ReplayResult& result) {
+    for (std::size_t p = 0; p < recorded_.names.size(); ++p) {
+      const ParamView view = engine_.param(static_cast<int>(p));
+      const std::string mine(static_cast<const char*>(view.data), view.numel * size_of(view.dtype));
+      const std::vector<std::string> all = transport_.gather_strings(mine, "result of a parameter");
+      if (transport_.rank() != 0) continue;
+      Whole whole(spec(static_cast<int>(p)), view.dtype);
+      for (int r = 0; r < transport_.world_size(); ++r) {
+        std::int64_t local = 0;
+        const std::vector<BlockPart> parts = engine_.plan().local_parts(r, static_cast<int>(p));
+        for (std::size_t b = 0; b < parts.size(); ++b) {
+          whole.put(b, parts[b], all[r].data() + local * size_of(view.dtype), "param." + recorded_.names[p], r);
+          local += parts[b].run.size();
+        }
+      }
+      result.tensors["param." + recorded_.names[p]] = whole.finish(recorded_.params.at(recorded_.names[p]).shape);
+    }
+    gather_states(result);
+  }
+
+  void gather_states(ReplayResult& result) {
+    const std::vector<StatePart> mine = engine_.state_parts();
+    for (std::size_t p = 0; p < recorded_.names.size(); ++p) {
+      std::vector<StateSpec> states = options_.groups[options_.group_of[p]].rule->state(options_.engine.momentum_dtype);
+      if (spec(static_cast<int>(p)).dtype != DType::f32) states.push_back({"master", DType::f32});
+      for (const StateSpec& state : states) {
+        std::string values;
+        for (const StatePart& part : mine)
+          if (part.param == static_cast<int>(p) && part.state == state.name)
+            values.append(static_cast<const char*>(part.data), part.part.run.size() * size_of(part.dtype));
+        const std::vector<std::string> all = transport_.gather_strings(values, "result of a state");
+        if (transport_.rank() != 0) continue;
+        Whole whole(spec(static_cast<int>(p)), state.dtype);
+        const std::string name = "state." + state.name + "." + recorded_.names[p];
+        for (int r = 0; r < transport_.world_size(); ++r) {
+          std::int64_t at = 0;
+          for (const sharding::Piece& piece : engine_.plan().layout(r).pieces) {
+            if (piece.param != static_cast<int>(p)) continue;
+            whole.put(piece.block, piece.part, all[r].data() + at, name, r);
+            at += piece.part.run.size() * size_of(state.dtype);
+          }
+        }
+        result.tensors[name] = whole.finish(recorded_.params.at(recorded_.names[p]).shape);
+      }
+    }
+  }
+
+  // A whole tensor put together from parts.
+  class Whole {
+   public:
+    Whole(const sharding::ParamSpec& spec, DType dtype) : spec_(spec), size_(size_of(dtype)) {
+      std::int64_t numel = 0;
+      for (const MatrixShape& block : spec.blocks) numel += block.numel();
+      tensor_.dtype = dtype;
+      tensor_.values.resize(numel * size_);
+      filled_.resize(numel);
+    }
+    void put(std::size_t block, const BlockPart& part, const char* values, const std::string& name, int rank) {
+      for_each_stretch(spec_, block, part, [&](std::int64_t to, std::int64_t from, std::int64_t count) {
+        std::byte* target = tensor_.values.data() + to * size_;
+        const bool before = filled_[to];
+        if (before && std::memcmp(target, values + from * size_, count * size_) != 0)
+          throw Error(Code::transport, "rank " + std::to_string(rank) + " holds other bits of " + name +
+                                           " than a rank before it; replicas must agree");
+        std::memcpy(target, values + from * size_, count * size_);
+        std::fill_n(filled_.begin() + to, count, true);
+      });
+    }
+    WholeTensor finish(const std::vector<std::int64_t>& shape) {
+      if (std::find(filled_.begin(), filled_.end(), false) != filled_.end())
+        throw Error(Code::transport, "no rank holds some elements of parameter " + spec_.name);
+      tensor_.shape = shape;
+      return std::move(tensor_);
+    }
+
+   private:
+    const sharding::ParamSpec& spec_;
+    std::int64_t size_;
+    WholeTensor tensor_;
+    std::vector<bool> filled_;
+  };
+
+  const ReplayCase& recorded_;
+  const ReplayOptions& options_;
+  Transport& transport_;
+  Engine engine_;
+  std::vector<std::byte> gradient_;
+};
+
+}  // namespace
+
+ReplayResult replay(const ReplayCase& recorded, const ReplayOptions& options, Transport& transport) {
+  return Rank(recorded, options, transport).run();
+}
+
+}  // namespace regatta::cli

@@ -1,0 +1,13 @@
+# Uses ccache when it is there and nobody chose a launcher.
+set(REGATTA_COMPILER_CACHE none)
+if(CMAKE_CXX_COMPILER_LAUNCHER)
+  set(REGATTA_COMPILER_CACHE ${CMAKE_CXX_COMPILER_LAUNCHER})
+else()
+  find_program(REGATTA_CCACHE ccache)
+  mark_as_advanced(REGATTA_CCACHE)
+  if(REGATTA_CCACHE)
+    set(CMAKE_C_COMPILER_LAUNCHER ${REGATTA_CCACHE})
+    set(CMAKE_CXX_COMPILER_LAUNCHER ${REGATTA_CCACHE})
+    set(REGATTA_COMPILER_CACHE ${REGATTA_CCACHE})
+  endif()
+endif()
