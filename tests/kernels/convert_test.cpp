@@ -19,7 +19,8 @@ TEST(Convert, EveryHalfReadsExactly) {
         if (std::isnan(expected)) {
           ASSERT_TRUE(std::isnan(out[i])) << table->isa << ' ' << i;
         } else {
-          ASSERT_EQ(std::bit_cast<std::uint32_t>(out[i]), std::bit_cast<std::uint32_t>(expected)) << table->isa << ' ' << i;
+          ASSERT_EQ(std::bit_cast<std::uint32_t>(out[i]), std::bit_cast<std::uint32_t>(expected))
+              << table->isa << ' ' << i;
         }
       }
     }
@@ -36,7 +37,8 @@ TEST(Convert, WritesRoundToNearestEven) {
     const auto half = std::bit_cast<_Float16>(static_cast<std::uint16_t>(i));
     const auto x = static_cast<float>(half);
     for (const int step : {-1, 0, 1})
-      in.push_back(std::bit_cast<float>((std::bit_cast<std::uint32_t>(x) | 0x1000U) + static_cast<std::uint32_t>(step)));
+      in.push_back(
+          std::bit_cast<float>((std::bit_cast<std::uint32_t>(x) | 0x1000U) + static_cast<std::uint32_t>(step)));
   }
   for (int e = -30; e < -10; ++e)
     for (int k = 1; k < 64; ++k) in.push_back(std::ldexp(static_cast<float>(k), e));

@@ -132,7 +132,8 @@ TYPED_TEST(ExactSum, BinsAsDefined) {
   constexpr int w = TypeParam::bits;
   Random random(4);
   for (int round = 0; round < 20000; ++round) {
-    const double x = round % 3 == 0 ? std::exp2(static_cast<double>(random() % 500) - 298) : random_term(random, 120, true);
+    const double x =
+        round % 3 == 0 ? std::exp2(static_cast<double>(random() % 500) - 298) : random_term(random, 120, true);
     if (x == 0) continue;
     const int bin = bin_of<w>(x);
     EXPECT_LT(x, bin_unit<w>(bin + 1) / 2);

@@ -39,7 +39,8 @@ TEST(ReduceTree, MatchesTheTreeBitForBit) {
         for (const std::int64_t count : {1, 15, 511, 512, 1300}) {
           const std::vector<Elements> input = random_pieces(random, dtype, pieces, count);
           Elements out(DType::f32, count, 2), expected(DType::f32, count, 2);
-          EXPECT_EQ(reduce(*table, input, dtype, out.floats()), reduce(scalar_kernels, input, dtype, expected.floats()));
+          EXPECT_EQ(reduce(*table, input, dtype, out.floats()),
+                    reduce(scalar_kernels, input, dtype, expected.floats()));
           EXPECT_SAME_BITS(out, expected);
         }
 }

@@ -55,9 +55,9 @@ void expect_same_counts(const kernels::SweepHealth& a, const kernels::SweepHealt
 
 MatrixRun whole(std::int64_t rows, std::int64_t cols) { return {rows, cols, 0, rows * cols}; }
 
-const MatrixRun shapes[] = {whole(1, 1),    whole(1, 700),   whole(40, 1),  whole(9, 16),        whole(5, 3000),
-                            whole(37, 131), {9, 50, 75, 76}, {9, 50, 3, 21}, {9, 50, 33, 401}, {30, 2100, 2000, 60001},
-                            {3, 5, 7, 7}};
+const MatrixRun shapes[] = {whole(1, 1),      whole(1, 700),           whole(40, 1),    whole(9, 16),
+                            whole(5, 3000),   whole(37, 131),          {9, 50, 75, 76}, {9, 50, 3, 21},
+                            {9, 50, 33, 401}, {30, 2100, 2000, 60001}, {3, 5, 7, 7}};
 
 TEST(Reg, UpdateRowsMatchesBitForBit) {
   Random random(21);
@@ -82,7 +82,8 @@ TEST(Reg, UpdateRowsMatchesBitForBit) {
   }
 }
 
-// Zero rows, rows far below eps, subnormal momentum, and rows 2^40 apart, so that no neighbour's bin is the right guess.
+// Zero rows, rows far below eps, subnormal momentum, and rows 2^40 apart, so that no neighbour's bin is the right
+// guess.
 TEST(Reg, UpdateRowsOverHugeRangesAndZeros) {
   Random random(22);
   RegCase start(random, whole(24, 1500), DType::f32, DType::f32, DType::f32, 30);
@@ -122,8 +123,8 @@ TEST(Reg, NonFiniteRowShowsAndLeavesOthersAlone) {
 }
 
 // One observe call per piece of the run; the pieces' sums merge to the scalar sums of the whole.
-void observe_in_pieces(const kernels::KernelTable& table, RegCase& data, const std::vector<LineFactors>& earlier, Line line,
-                       std::vector<LineSum>& squares, std::vector<LineSum>& magnitudes, std::int64_t piece) {
+void observe_in_pieces(const kernels::KernelTable& table, RegCase& data, const std::vector<LineFactors>& earlier,
+                       Line line, std::vector<LineSum>& squares, std::vector<LineSum>& magnitudes, std::int64_t piece) {
   const std::int64_t first_row = data.run.begin / data.run.cols;
   for (std::int64_t begin = data.run.begin; begin < data.run.end; begin += piece) {
     const std::int64_t row = begin / data.run.cols - first_row;

@@ -60,7 +60,8 @@ inline float update_momentum(const kernels::RegTensors& t, std::int64_t i) {
   return read(t.momentum_dtype, t.momentum, i);
 }
 
-inline void write_weight(const kernels::RegTensors& t, std::int64_t i, float step, float a, kernels::SweepHealth& health) {
+inline void write_weight(const kernels::RegTensors& t, std::int64_t i, float step, float a,
+                         kernels::SweepHealth& health) {
   const float old = t.weight[i], decayed = old * t.decay;
   const float updated = std::fmaf(-step, a, decayed);
   t.weight[i] = updated;
@@ -161,8 +162,8 @@ inline void scalar_from_f32(const float* src, void* dst, DType dtype, std::int64
   for (std::int64_t i = 0; i < count; ++i) write(dtype, dst, i, src[i]);
 }
 
-inline const kernels::KernelTable scalar_kernels{"scalar",     scalar_update_rows, scalar_observe,
-                                                 scalar_apply, scalar_adamw,       scalar_reduce_tree,
-                                                 scalar_accumulate, scalar_to_f32, scalar_from_f32};
+inline const kernels::KernelTable scalar_kernels{"scalar",          scalar_update_rows, scalar_observe,
+                                                 scalar_apply,      scalar_adamw,       scalar_reduce_tree,
+                                                 scalar_accumulate, scalar_to_f32,      scalar_from_f32};
 
 }  // namespace regatta::testing
