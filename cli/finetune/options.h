@@ -1,0 +1,49 @@
+#pragma once
+// What `regatta finetune` was asked for, as its flags give it. Plain values; check_options says what cannot be.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cli/finetune/decoder_config.h"
+#include "cli/rule_flags.h"
+#include "runtime/engine/engine.h"
+#include "runtime/rules/schedule.h"
+#include "sharding/mesh.h"
+
+namespace regatta::finetune {
+
+struct Options {
+  std::string init = "random";  ///< or a folder
+  DecoderConfig sizes;          ///< of a random model
+  std::vector<std::string> data;
+  std::vector<std::string> eval_data;
+  std::int64_t eval_every = 0;  ///< 0: before and after only
+  std::int64_t eval_sequences = 64;
+  std::int64_t steps = 100;
+  std::int64_t seq = 128;
+  std::int64_t micro_batch = 4;
+  std::int64_t global_batch = 0;  ///< 0: one micro-batch per dp rank
+  std::string mesh = "dp=1";
+  std::string transport = "local";
+  int threads = 1;
+  DType dtype = DType::f32;
+  std::uint64_t seed = 0;
+  cli::RuleFlags rules;
+  Schedule schedule;
+  EngineOptions engine;
+  double deadline_seconds = 600;
+  std::string out;
+  bool json = false;
+
+  bool random_init() const { return init == "random"; }
+};
+
+/// The mesh asked for; throws Error(invalid_argument) when it cannot be, also for what is not a data-parallel mesh.
+sharding::Mesh mesh_of(const Options& options);
+
+/// Completes defaults that depend on the mesh and throws Error(invalid_argument) with one sentence on what does not fit.
+void complete(Options& options, const sharding::Mesh& mesh);
+
+}  // namespace regatta::finetune

@@ -1,0 +1,126 @@
+#include "cli/finetune/weights.h"
+
+#include <ATen/ATen.h>
+
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <span>
+
+#include "runtime/checkpoint/safetensors.h"
+#include "runtime/error.h"
+#include "runtime/torch/adapter.h"
+
+namespace regatta::finetune {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::int64_t largest_file = 5'000'000'000;
+
+at::ScalarType scalar_type(DType dtype) {
+  return dtype == DType::f32 ? at::kFloat : dtype == DType::bf16 ? at::kBFloat16 : at::kHalf;
+}
+
+std::span<std::byte> bytes_of(const at::Tensor& tensor) {
+  return {static_cast<std::byte*>(tensor.data_ptr()), static_cast<std::size_t>(tensor.numel() * tensor.element_size())};
+}
+
+/// "3 missing (a, b, c)", the first few by name.
+std::string listed(const std::vector<std::string>& names, const char* what) {
+  std::string text = std::to_string(names.size()) + " " + what + " (";
+  for (std::size_t i = 0; i < names.size() && i < 4; ++i) text += (i > 0 ? ", " : "") + names[i];
+  return text + (names.size() > 4 ? ", ...)" : ")");
+}
+
+/// Older exporters stored the rotary table, and a tied head beside the embedding it equals.
+bool is_redundant(const std::string& name, const DecoderConfig& config) {
+  return name.ends_with("rotary_emb.inv_freq") || (config.tied_head && name == "lm_head.weight");
+}
+
+void check_fit(const Decoder& decoder, const safetensors::Model& model, const std::string& folder) {
+  std::vector<std::string> missing, misshapen, extra;
+  std::set<std::string> expected;
+  for (const auto& item : decoder.named_parameters()) {
+    expected.insert(item.key());
+    const auto entry = model.find(item.key());
+    if (!entry) {
+      missing.push_back(item.key());
+    } else if (entry->tensor->shape != item.value().sizes().vec()) {
+      misshapen.push_back(item.key() + " is " + safetensors::text_of(entry->tensor->shape) + " instead of " +
+                          safetensors::text_of(item.value().sizes()));
+    } else if (!entry->tensor->element_type()) {
+      misshapen.push_back(item.key() + " is " + entry->tensor->dtype + " instead of F32, BF16 or F16");
+    }
+  }
+  for (const auto& entry : model.entries()) {
+    const std::string& name = entry.tensor->name;
+    if (expected.count(name) == 0 && !is_redundant(name, decoder.config())) extra.push_back(name);
+  }
+  std::string misfits;
+  const auto add = [&](const std::vector<std::string>& names, const char* what) {
+    if (!names.empty()) misfits += (misfits.empty() ? "" : ", ") + listed(names, what);
+  };
+  add(missing, "missing");
+  add(misshapen, "of another shape or type");
+  add(extra, "that the model does not have");
+  if (!misfits.empty()) throw Error(Code::invalid_argument, folder + ": the weights do not fit config.json: " + misfits);
+}
+
+}  // namespace
+
+void load_weights(Decoder& decoder, const std::string& folder) {
+  const safetensors::Model model(folder);
+  check_fit(decoder, model, folder);
+  for (const auto& item : decoder.named_parameters()) {
+    const auto entry = *model.find(item.key());
+    at::Tensor values = item.value().detach();
+    const at::ScalarType type = scalar_type(*entry.tensor->element_type());
+    if (type == values.scalar_type()) {
+      entry.read(bytes_of(values));
+    } else {
+      const at::Tensor stored = at::empty(values.sizes(), type);
+      entry.read(bytes_of(stored));
+      values.copy_(stored);
+    }
+    if (!at::isfinite(values).all().item<bool>()) {
+      throw Error(Code::invalid_argument, entry.file->path() + ": tensor '" + item.key() + "' has " +
+                                              std::to_string(values.numel() - at::isfinite(values).sum().item<std::int64_t>()) +
+                                              " values that are NaN or infinite");
+    }
+  }
+}
+
+std::vector<std::string> save_weights(const Decoder& decoder, const std::string& folder) {
+  std::vector<safetensors::Source> sources;
+  std::vector<at::Tensor> kept;
+  bool narrow = false;
+  for (const auto& item : decoder.named_parameters()) {
+    const at::Tensor values = kept.emplace_back(item.value().detach().contiguous());
+    const DType dtype = dtype_of(values, item.key());
+    narrow = narrow || dtype == DType::bf16;
+    sources.push_back({item.key(), dtype, values.sizes().vec(), values.data_ptr()});
+  }
+  const std::string config_path = (fs::path(folder) / "config.json").string();
+  std::ofstream config(config_path, std::ios::binary | std::ios::trunc);
+  config << decoder_config_json(decoder.config(), narrow ? "bfloat16" : "float32");
+  config.close();
+  if (!config) throw Error(Code::checkpoint, config_path + ": cannot be written");
+  std::vector<std::string> paths = safetensors::write_model(folder, "model", sources, {{"format", "pt"}}, largest_file);
+  paths.insert(paths.begin(), config_path);
+  return paths;
+}
+
+void copy_tokenizer(const std::string& from, const std::string& to) {
+  for (const char* name : {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
+                           "merges.txt", "added_tokens.json", "generation_config.json"}) {
+    const fs::path source = fs::path(from) / name;
+    std::error_code failed;
+    if (!fs::exists(source, failed)) continue;
+    fs::copy_file(source, fs::path(to) / name, fs::copy_options::overwrite_existing, failed);
+    if (failed) throw Error(Code::checkpoint, source.string() + ": cannot be copied to " + to + ": " + failed.message());
+  }
+}
+
+}  // namespace regatta::finetune

@@ -1,0 +1,64 @@
+# LibTorch: the target regatta_libtorch, RegattaTorch_FOUND, RegattaTorch_VERSION.
+#
+# REGATTA_TORCH_DIR names a folder to look in and nowhere else: a torch package folder of a Python installation, an unpacked
+# LibTorch, or a folder with TorchConfig.cmake. Without it a torch that belongs to the active Python is preferred when it is
+# recent enough to have the system's C++ ABI; then what find_package finds (Debian: libtorch-dev).
+
+set(REGATTA_TORCH_DIR "" CACHE PATH "Folder of the LibTorch or Python torch package to use; empty to look for one")
+set(_regatta_python_torch_oldest 2.7)  # earlier wheels were built with the old string ABI
+
+set(_regatta_torch_places "")
+if(REGATTA_TORCH_DIR)
+  set(_regatta_torch_places ${REGATTA_TORCH_DIR} ${REGATTA_TORCH_DIR}/share/cmake/Torch)
+  file(GLOB _regatta_site_packages ${REGATTA_TORCH_DIR}/lib/python*/site-packages/torch/share/cmake/Torch)
+  list(APPEND _regatta_torch_places ${_regatta_site_packages})
+elseif(NOT Torch_DIR)
+  find_program(REGATTA_PYTHON NAMES python3 python HINTS $ENV{VIRTUAL_ENV}/bin $ENV{CONDA_PREFIX}/bin)
+  mark_as_advanced(REGATTA_PYTHON)
+  if(REGATTA_PYTHON)
+    # Finds the package without importing it, which would take seconds.
+    execute_process(
+      COMMAND ${REGATTA_PYTHON} -c "import importlib.util as u, pathlib, re
+s = u.find_spec('torch')
+p = pathlib.Path(s.origin).parent
+print(p.as_posix() + ';' + re.search(r\"__version__ = '([0-9.]+)\", (p / 'version.py').read_text()).group(1))"
+      OUTPUT_VARIABLE _regatta_python_torch OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+    if(_regatta_python_torch)
+      list(GET _regatta_python_torch 0 _regatta_python_torch_folder)
+      list(GET _regatta_python_torch 1 _regatta_python_torch_version)
+      if(_regatta_python_torch_version VERSION_GREATER_EQUAL _regatta_python_torch_oldest)
+        set(_regatta_torch_places ${_regatta_python_torch_folder}/share/cmake/Torch)
+      endif()
+    endif()
+  endif()
+endif()
+
+if(_regatta_torch_places)
+  find_package(Torch QUIET CONFIG PATHS ${_regatta_torch_places} NO_DEFAULT_PATH)
+endif()
+if(NOT Torch_FOUND AND NOT REGATTA_TORCH_DIR)
+  find_package(Torch QUIET CONFIG)
+endif()
+
+if(Torch_FOUND AND NOT TARGET regatta_libtorch)
+  add_library(regatta_libtorch INTERFACE)
+  target_link_libraries(regatta_libtorch INTERFACE ${TORCH_LIBRARIES})
+  target_include_directories(regatta_libtorch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
+endif()
+
+# Debian's package states no version of its own; the header does.
+set(RegattaTorch_VERSION "${Torch_VERSION}")
+if(Torch_FOUND AND NOT RegattaTorch_VERSION)
+  foreach(_regatta_folder ${TORCH_INCLUDE_DIRS})
+    foreach(_regatta_header torch/csrc/api/include/torch/version.h torch/version.h)
+      if(NOT RegattaTorch_VERSION AND EXISTS ${_regatta_folder}/${_regatta_header})
+        file(STRINGS ${_regatta_folder}/${_regatta_header} _regatta_line REGEX "#define TORCH_VERSION_(MAJOR|MINOR|PATCH) ")
+        string(REGEX REPLACE ".*MAJOR ([0-9]+).*MINOR ([0-9]+).*PATCH ([0-9]+).*" "\\1.\\2.\\3" RegattaTorch_VERSION
+                             "${_regatta_line}")
+      endif()
+    endforeach()
+  endforeach()
+endif()
+
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(RegattaTorch REQUIRED_VARS Torch_FOUND TORCH_LIBRARIES VERSION_VAR RegattaTorch_VERSION)
