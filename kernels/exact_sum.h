@@ -1,8 +1,8 @@
 #pragma once
 // Sums of non-negative numbers whose bits do not depend on order or grouping.
 //
-// The exponent range is divided once and for all into bins of W bits: bin b has the unit q(b) = 2^(W*b). Let T be the bin
-// of the largest value, the smallest T with value < q(T+1)/2. Every value x is split canonically,
+// The exponent range is divided once and for all into bins of W bits: bin b has the unit q(b) = 2^(W*b). Let T be the
+// bin of the largest value, the smallest T with value < q(T+1)/2. Every value x is split canonically,
 //
 //     d(T) = round(x / q(T)),  r = x - d(T) q(T),  d(T-1) = round(r / q(T-1)),  ...      K bins in all,
 //
@@ -15,7 +15,8 @@
 // What is lost: per value at most half of q(T-K+1), and the largest value is at least q(T)/2, so at most 2^-40 of the
 // largest value (LineSum) or 2^-64 of it (WholeSum), per value.
 //
-// A value that is not finite makes the whole sum "not finite", whatever else is in it; that too is independent of order.
+// A value that is not finite makes the whole sum "not finite", whatever else is in it; that too is independent of
+// order.
 //
 // Everything here is inlined always: code compiled for one instruction set must not be shared with another.
 
@@ -38,15 +39,15 @@ template <int W>
   return exp2i(W * bin);
 }
 
-/// Adding and subtracting it rounds to a multiple of q(bin); the bits of (x + magic) minus the bits of magic are x / q(bin)
-/// as an integer. Requires |x| < 2^51 q(bin).
+/// Adding and subtracting it rounds to a multiple of q(bin); the bits of (x + magic) minus the bits of magic are x /
+/// q(bin) as an integer. Requires |x| < 2^51 q(bin).
 template <int W>
 [[gnu::always_inline]] constexpr double bin_magic(std::int32_t bin) {
   return 1.5 * exp2i(52) * bin_unit<W>(bin);
 }
 
-/// Smallest T with x < 2^(W(T+1)-1); empty_bin for x == 0, non_finite_bin for Inf and NaN. Requires x >= 0, and below 2^300 if
-/// finite.
+/// Smallest T with x < 2^(W(T+1)-1); empty_bin for x == 0, non_finite_bin for Inf and NaN. Requires x >= 0, and below
+/// 2^300 if finite.
 template <int W>
 [[gnu::always_inline]] constexpr std::int32_t bin_of(double x) {
   if (x == 0) return empty_bin;

@@ -2,11 +2,12 @@
 // The kernel table: every sweep over memory that the engine makes, as plain functions on pointers and counts.
 //
 // Contract of all kernels
-// - No allocation, no global state, no threads: the caller splits a run into sub-runs and may run them at the same time.
+// - No allocation, no global state, no threads: the caller splits a run into sub-runs and may run them at the same
+// time.
 // - Pointers address the first element of the (sub-)run, `run.begin`.
 // - Element arithmetic is fixed by the formulas below: fma(), division and sqrt() are the correctly rounded fp32 ones,
-//   fl() marks a rounding to fp32, nothing is contracted or reassociated. The bits of a result depend on its inputs only,
-//   never on how runs are split, on the instruction set or on alignment.
+//   fl() marks a rounding to fp32, nothing is contracted or reassociated. The bits of a result depend on its inputs
+//   only, never on how runs are split, on the instruction set or on alignment.
 // - Line sums are exact_sum.h's, so partial sums of sub-runs merge to the same bits in any order.
 // - bf16 and fp16 are read exactly and written round to nearest even (NaN stays NaN).
 // - Health figures are plain fp64 sums: equal for equal splits, not across layouts.
@@ -23,8 +24,8 @@ namespace regatta::kernels {
 
 /// What falls out of an update sweep besides the update. Kernels add to it.
 struct SweepHealth {
-  double update_squares = 0;  ///< sum of (w' - w)^2
-  double weight_squares = 0;  ///< sum of w'^2
+  double update_squares = 0;               ///< sum of (w' - w)^2
+  double weight_squares = 0;               ///< sum of w'^2
   float smallest_norm = __builtin_inff();  ///< over non-zero lines
   float largest_norm = 0;
   std::int64_t zero_lines = 0;        ///< lines whose norm is at most the smallest normal fp32
@@ -53,15 +54,15 @@ struct RegTensors {
   float* weight = nullptr;            ///< the parameter itself when it is fp32, master weights otherwise
   void* param = nullptr;              ///< low-precision copy to write; null when the parameter is fp32
   DType param_dtype = DType::f32;
-  float grad_scale = 1;    ///< clip factor over loss scale
+  float grad_scale = 1;  ///< clip factor over loss scale
   float mu = 0.95F;
   float one_minus_mu = 0.05F;
-  float decay = 1;         ///< 1 - lr * weight_decay
+  float decay = 1;  ///< 1 - lr * weight_decay
 };
 
-/// The inverse norm of a line of p-norm `norm`: 0 for a zero line (norm <= smallest normal fp32), 1/max(norm, eps) otherwise; NaN
-/// when the norm is not finite, so that a broken line shows instead of standing still.
-/// One place for all kernels and for the owner of an open line.
+/// The inverse norm of a line of p-norm `norm`: 0 for a zero line (norm <= smallest normal fp32), 1/max(norm, eps)
+/// otherwise; NaN when the norm is not finite, so that a broken line shows instead of standing still. One place for all
+/// kernels and for the owner of an open line.
 [[gnu::always_inline]] inline float inverse_norm(double norm, double eps) {
   if (norm <= 0x1p-126) return 0;
   if (!(norm < __builtin_inf())) return __builtin_nanf("");
@@ -156,8 +157,9 @@ struct AdamwArgs {
 };
 
 /// out = balanced binary tree sum of the pieces in their order, neighbours first: ((0+1)+(2+3))+..., an odd one
-/// out moves up a level unchanged; fp32 adds of the pieces read as fp32. Also adds the exact sum of squares of `out` and counts
-/// its non-finite elements, which the sum leaves out, in the same pass. `out` may be one of the pieces (fp32) or null (figures only).
+/// out moves up a level unchanged; fp32 adds of the pieces read as fp32. Also adds the exact sum of squares of `out`
+/// and counts its non-finite elements, which the sum leaves out, in the same pass. `out` may be one of the pieces
+/// (fp32) or null (figures only).
 struct ReduceTreeArgs {
   const void* const* pieces = nullptr;
   int piece_count = 0;

@@ -13,10 +13,10 @@ void update(const AdamwArgs& args) {
   float* moment2 = args.moment2;
   float* weight = args.weight;
   auto* param = static_cast<Storage<P>*>(args.param);
-  const F32 grad_scale = splat(args.grad_scale), beta1 = splat(args.beta1), one_minus_beta1 = splat(args.one_minus_beta1),
-            beta2 = splat(args.beta2), one_minus_beta2 = splat(args.one_minus_beta2),
-            correction = splat(args.inverse_sqrt_correction2), eps = splat(args.eps), step = splat(args.step),
-            decay = splat(args.decay);
+  const F32 grad_scale = splat(args.grad_scale), beta1 = splat(args.beta1),
+            one_minus_beta1 = splat(args.one_minus_beta1), beta2 = splat(args.beta2),
+            one_minus_beta2 = splat(args.one_minus_beta2), correction = splat(args.inverse_sqrt_correction2),
+            eps = splat(args.eps), step = splat(args.step), decay = splat(args.decay);
   HealthLanes health;
   const auto part = [&]<bool tail>(int k, std::int64_t i, std::int64_t left) {
     const F32 g = load<G, tail>(grad + i, left) * grad_scale;

@@ -1,12 +1,12 @@
 #pragma once
 // The integer sums of exact_sum.h, a vector at a time. Per instruction set, as simd.h.
 //
-// A term x (a square, or a magnitude) is split with two additions: hi = x + M rounds to the upper bin, and lo = x + (C - hi), C = M + m,
-// rounds what is left to the lower one; C - hi is exact, and with x a square both are one fused multiply-add. The
-// bits of hi and lo are summed as integers; the bits of M and m are taken off once per block.
+// A term x (a square, or a magnitude) is split with two additions: hi = x + M rounds to the upper bin, and lo = x + (C
+// - hi), C = M + m, rounds what is left to the lower one; C - hi is exact, and with x a square both are one fused
+// multiply-add. The bits of hi and lo are summed as integers; the bits of M and m are taken off once per block.
 //
-// Blocks are summed at a guessed bin, that of the line so far or of the line before; when the block's largest value says
-// otherwise it is summed again from the cache. Bins are so wide that this is rare.
+// Blocks are summed at a guessed bin, that of the line so far or of the line before; when the block's largest value
+// says otherwise it is summed again from the cache. Bins are so wide that this is rare.
 
 #include "kernels/cpu/simd.h"
 #include "kernels/exact_sum.h"

@@ -1,8 +1,8 @@
 // Sums pieces as a balanced binary tree, with the exact sum of squares of the result and its non-finite elements.
 //
-// Done in tiles that stay in the first-level cache. Pieces are taken in order and kept on a stack of subtrees, as a binary counter: piece i
-// closes as many subtrees as i+1 has trailing zero bits; what is left at the end is added from the smallest up. That is the tree
-// that pairs neighbours level by level.
+// Done in tiles that stay in the first-level cache. Pieces are taken in order and kept on a stack of subtrees, as a
+// binary counter: piece i closes as many subtrees as i+1 has trailing zero bits; what is left at the end is added from
+// the smallest up. That is the tree that pairs neighbours level by level.
 
 #include "kernels/cpu/line_sums.h"
 #include "kernels/cpu/table.h"
@@ -50,7 +50,8 @@ WholeBlock sum_squares(const float* values, std::int64_t count, std::int32_t bin
 std::uint32_t largest_bits(const float* values, std::int64_t count) {
   U32 largest{};
   std::int64_t i = 0;
-  for (; i + width <= count; i += width) largest = larger(largest, magnitude_bits(load<DType::f32, false>(values + i, width)));
+  for (; i + width <= count; i += width)
+    largest = larger(largest, magnitude_bits(load<DType::f32, false>(values + i, width)));
   if (i < count) largest = larger(largest, magnitude_bits(load<DType::f32, true>(values + i, count - i)));
   return largest_lane(largest);
 }
@@ -73,7 +74,8 @@ void add_figures(const float* values, std::int64_t count, WholeSum& sum, std::in
   if (largest == 0) return;
   const double x = bits_as<float>(largest);
   raise(sum, bin_of<WholeSum::bits>(x * x));
-  const WholeBlock block = masked ? sum_squares<true>(values, count, sum.bin) : sum_squares<false>(values, count, sum.bin);
+  const WholeBlock block =
+      masked ? sum_squares<true>(values, count, sum.bin) : sum_squares<false>(values, count, sum.bin);
   sum.hi += static_cast<std::int64_t>(block.hi);
   sum.mid += static_cast<std::int64_t>(block.mid);
   sum.lo += static_cast<std::int64_t>(block.lo);
@@ -105,7 +107,8 @@ void reduce(const ReduceTreeArgs& args) {
     if (args.squares || args.non_finite) {
       WholeSum unwanted_sum;
       std::int64_t unwanted_count = 0;
-      add_figures(result, count, args.squares ? *args.squares : unwanted_sum, args.non_finite ? *args.non_finite : unwanted_count);
+      add_figures(result, count, args.squares ? *args.squares : unwanted_sum,
+                  args.non_finite ? *args.non_finite : unwanted_count);
     }
   }
 }

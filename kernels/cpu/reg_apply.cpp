@@ -55,8 +55,7 @@ ApplyRow apply_row(DType momentum_dtype, const void* param, DType param_dtype) {
 
 void reg_apply(const ApplyArgs& args) {
   const RegTensors& t = args.tensors;
-  with_momentum_dtype(t.momentum_dtype,
-                      [&]<DType M>() { with_param_dtype(t, [&]<DType P>() { apply<M, P>(args); }); });
+  with_momentum_dtype(t.momentum_dtype, [&]<DType M>() { with_param_dtype(t, [&]<DType P>() { apply<M, P>(args); }); });
 }
 
 }  // namespace regatta::kernels::REGATTA_ISA

@@ -2,8 +2,8 @@
 //
 // A run is a partial first row, whole rows, and a partial last row; each is a rectangle. A rectangle is swept in strips
 // of columns that fit the second-level cache, a few rows at a time: those rows' sums of one vector of columns stay in
-// registers, and the strip's running sums are touched once per few rows. Every column has its own bin, which only goes up: rows whose
-// values do not fit are summed again from the cache.
+// registers, and the strip's running sums are touched once per few rows. Every column has its own bin, which only goes
+// up: rows whose values do not fit are summed again from the cache.
 
 #include "kernels/cpu/line_sums.h"
 #include "kernels/cpu/table.h"
@@ -16,8 +16,8 @@ constexpr std::int64_t strip_columns = 2048;
 constexpr std::int64_t rows_at_a_time = 8;
 
 struct Rectangle {
-  std::int64_t offset;       // of its first element, from the run's
-  std::int64_t row;          // first row, from the run's first
+  std::int64_t offset;  // of its first element, from the run's
+  std::int64_t row;     // first row, from the run's first
   std::int64_t col;
   std::int64_t rows, cols;
   std::int64_t stride;
@@ -101,7 +101,8 @@ template <Term term>
 }
 
 template <Term term, class Values, class Stored>
-REGATTA_INLINE void add_tile(Strip& strip, std::int64_t c, std::int64_t rows, const Values& values, const Stored& stored) {
+REGATTA_INLINE void add_tile(Strip& strip, std::int64_t c, std::int64_t rows, const Values& values,
+                             const Stored& stored) {
   TileSums tile = sum_tile<term>(strip, c, rows, values);
   const U32 largest = load_vector<U32>(strip.largest + c);
   const U32 seen = larger(largest, tile.largest);
@@ -112,7 +113,8 @@ REGATTA_INLINE void add_tile(Strip& strip, std::int64_t c, std::int64_t rows, co
   }
   for (int half = 0; half < 2; ++half) {
     const std::int64_t at = c + half * (width / 2);
-    const U64 hi = load_vector<U64>(strip.hi + at) + tile.hi[half], lo = load_vector<U64>(strip.lo + at) + tile.lo[half];
+    const U64 hi = load_vector<U64>(strip.hi + at) + tile.hi[half],
+              lo = load_vector<U64>(strip.lo + at) + tile.lo[half];
     std::memcpy(strip.hi + at, &hi, sizeof hi);
     std::memcpy(strip.lo + at, &lo, sizeof lo);
   }
@@ -136,7 +138,8 @@ struct ReadColumns {
   const ObserveArgs& args;
   template <bool tail>
   REGATTA_INLINE F32 first(std::int64_t offset, std::int64_t row, std::int64_t col, std::int64_t count) const {
-    return ScaledMomentum<M>(args.tensors, offset, args.earlier, args.earlier_count, row, col).template at<tail>(0, count);
+    return ScaledMomentum<M>(args.tensors, offset, args.earlier, args.earlier_count, row, col)
+        .template at<tail>(0, count);
   }
   template <bool tail>
   REGATTA_INLINE F32 again(std::int64_t offset, std::int64_t row, std::int64_t col, std::int64_t count) const {
@@ -157,8 +160,12 @@ void observe_strip(Strip& strip, const Rectangle& area, const Reader& reader, Li
       const auto offset = [&](std::int64_t r) { return area.offset + (r0 + r) * area.stride + c; };
       add_tile<term>(
           strip, c, rows,
-          [&](std::int64_t r) { return reader.template first<tail>(offset(r), area.row + r0 + r, area.col + c, count); },
-          [&](std::int64_t r) { return reader.template again<tail>(offset(r), area.row + r0 + r, area.col + c, count); });
+          [&](std::int64_t r) {
+            return reader.template first<tail>(offset(r), area.row + r0 + r, area.col + c, count);
+          },
+          [&](std::int64_t r) {
+            return reader.template again<tail>(offset(r), area.row + r0 + r, area.col + c, count);
+          });
     };
     std::int64_t c = 0;
     for (; c + width <= area.cols; c += width) tile.template operator()<false>(c, width);
@@ -182,10 +189,12 @@ void observe_run(const ObserveArgs& args, LineSum* sums) {
   const MatrixRun& run = args.tensors.run;
   const Reader reader{args};
   Strip strip;
-  const auto rectangle = [&](std::int64_t offset, std::int64_t row, std::int64_t col, std::int64_t rows, std::int64_t cols) {
+  const auto rectangle = [&](std::int64_t offset, std::int64_t row, std::int64_t col, std::int64_t rows,
+                             std::int64_t cols) {
     for (std::int64_t c = 0; c < cols; c += strip_columns)
-      observe_strip<term>(strip, {offset + c, row, col + c, rows, cols - c < strip_columns ? cols - c : strip_columns, run.cols},
-                          reader, sums);
+      observe_strip<term>(
+          strip, {offset + c, row, col + c, rows, cols - c < strip_columns ? cols - c : strip_columns, run.cols},
+          reader, sums);
   };
   std::int64_t offset = 0, row = 0;
   const std::int64_t numel = run.end - run.begin, col = run.begin % run.cols;

@@ -8,10 +8,11 @@
 namespace regatta::kernels::REGATTA_ISA {
 namespace {
 
-// Adds the terms of `count` values to `line`. `values(offset)` are those from an offset on; the first reading may have effects,
-// `stored(offset)` reads the same values again.
+// Adds the terms of `count` values to `line`. `values(offset)` are those from an offset on; the first reading may have
+// effects, `stored(offset)` reads the same values again.
 template <Term term, class Values, class Stored>
-REGATTA_INLINE void add_row(LineSum& line, std::int32_t hint, std::int64_t count, const Values& values, const Stored& stored) {
+REGATTA_INLINE void add_row(LineSum& line, std::int32_t hint, std::int64_t count, const Values& values,
+                            const Stored& stored) {
   for (std::int64_t i = 0; i < count; i += block_numel) {
     const std::int64_t numel = count - i < block_numel ? count - i : block_numel;
     const std::int32_t guess = guess_bin(line, hint);
@@ -82,9 +83,8 @@ void observe(const ObserveArgs& args, LineSum* sums, bool update) {
 
 void reg_update_rows(const UpdateRowsArgs& args) {
   const RegTensors& t = args.tensors;
-  with_momentum_dtype(t.momentum_dtype, [&]<DType M>() {
-    with_grad_dtype(t.grad_dtype, [&]<DType G>() { update_rows<G, M>(args); });
-  });
+  with_momentum_dtype(t.momentum_dtype,
+                      [&]<DType M>() { with_grad_dtype(t.grad_dtype, [&]<DType G>() { update_rows<G, M>(args); }); });
 }
 
 void observe_rows(const ObserveArgs& args) {

@@ -1,9 +1,9 @@
 #pragma once
-// Vectors of the instruction set this file is compiled for. Included once per instruction set, each in its own namespace
-// (REGATTA_ISA), so that nothing compiled for one can be linked into another. All functions are inlined.
+// Vectors of the instruction set this file is compiled for. Included once per instruction set, each in its own
+// namespace (REGATTA_ISA), so that nothing compiled for one can be linked into another. All functions are inlined.
 //
-// The results are the same bits for every instruction set: where there is no fused multiply-add it is computed in double
-// and rounded once.
+// The results are the same bits for every instruction set: where there is no fused multiply-add it is computed in
+// double and rounded once.
 
 #include <cstdint>
 #include <cstring>
@@ -81,7 +81,9 @@ REGATTA_INLINE F32 square_root(F32 a) { return (F32)_mm512_sqrt_ps((__m512)a); }
 REGATTA_INLINE F64 square_plus(F64 a, F64 c) { return (F64)_mm512_fmadd_pd((__m512d)a, (__m512d)a, (__m512d)c); }
 REGATTA_INLINE bool any(I32 mask) { return _mm512_movepi32_mask((__m512i)mask) != 0; }
 REGATTA_INLINE F32 from_f16(U16 h) { return (F32)_mm512_cvtph_ps((__m256i)h); }
-REGATTA_INLINE U16 to_f16(F32 a) { return (U16)_mm512_cvtps_ph((__m512)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+REGATTA_INLINE U16 to_f16(F32 a) {
+  return (U16)_mm512_cvtps_ph((__m512)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
@@ -110,8 +112,8 @@ REGATTA_INLINE F32 fma(F32 a, F32 b, F32 c) {
   return r;
 }
 #else
-// The product of two floats is exact in double. The sum is rounded to odd there (what is left over, found as in Knuth's two-sum, sets the
-// last bit), so that the rounding to float, 29 bits shorter, is the only one.
+// The product of two floats is exact in double. The sum is rounded to odd there (what is left over, found as in Knuth's
+// two-sum, sets the last bit), so that the rounding to float, 29 bits shorter, is the only one.
 REGATTA_INLINE F64 add_to_odd(F64 p, F64 c) {
   const F64 s = p + c;
   const F64 back = s - p;
@@ -126,7 +128,8 @@ REGATTA_INLINE F64 add_to_odd(F64 p, F64 c) {
 REGATTA_INLINE F32 fma(F32 a, F32 b, F32 c) {
   const Wide x = widen(a), y = widen(b), z = widen(c);
   const F64 low = add_to_odd(x.low * y.low, z.low), high = add_to_odd(x.high * y.high, z.high);
-  return F32{static_cast<float>(low[0]), static_cast<float>(low[1]), static_cast<float>(high[0]), static_cast<float>(high[1])};
+  return F32{static_cast<float>(low[0]), static_cast<float>(low[1]), static_cast<float>(high[0]),
+             static_cast<float>(high[1])};
 }
 #endif
 REGATTA_INLINE F32 square_root(F32 a) {

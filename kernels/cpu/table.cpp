@@ -2,7 +2,6 @@
 
 #include "kernels/cpu/table.h"
 
-
 namespace regatta::kernels::REGATTA_ISA {
 namespace {
 

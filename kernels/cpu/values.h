@@ -33,7 +33,8 @@ template <DType M>
 struct StoredMomentum {
   const Storage<M>* momentum;
 
-  StoredMomentum(const RegTensors& t, std::int64_t offset) : momentum(static_cast<const Storage<M>*>(t.momentum) + offset) {}
+  StoredMomentum(const RegTensors& t, std::int64_t offset)
+      : momentum(static_cast<const Storage<M>*>(t.momentum) + offset) {}
 
   template <bool tail>
   REGATTA_INLINE F32 at(std::int64_t i, std::int64_t count) const {
@@ -49,8 +50,8 @@ struct ScaledMomentum {
   int pass_count;
   std::int64_t row, col;  // of the first element; the row counts from the first one the run touches
 
-  ScaledMomentum(const RegTensors& t, std::int64_t offset, const LineFactors* earlier, int count, std::int64_t first_row,
-                 std::int64_t first_col)
+  ScaledMomentum(const RegTensors& t, std::int64_t offset, const LineFactors* earlier, int count,
+                 std::int64_t first_row, std::int64_t first_col)
       : momentum(static_cast<const Storage<M>*>(t.momentum) + offset),
         passes(earlier),
         pass_count(count),

@@ -48,7 +48,7 @@ struct ThreadPool::Impl {
   alignas(64) std::atomic<std::int64_t> next{0};
   alignas(64) std::atomic<std::uint32_t> round{0};  // raised to start a round; every worker takes part in every round
   alignas(64) std::atomic<std::uint32_t> busy{0};   // workers that have not finished the round
-  alignas(64) std::int64_t count = 0;  // written before `round` is raised, as the next three
+  alignas(64) std::int64_t count = 0;               // written before `round` is raised, as the next three
   void* body = nullptr;
   Call call = nullptr;
   bool stop = false;
@@ -80,7 +80,8 @@ struct ThreadPool::Impl {
 };
 
 ThreadPool::ThreadPool(int threads) : impl_(std::make_unique<Impl>()) {
-  if (threads < 1) throw Error(Code::invalid_argument, "threads is " + std::to_string(threads) + "; expected at least 1");
+  if (threads < 1)
+    throw Error(Code::invalid_argument, "threads is " + std::to_string(threads) + "; expected at least 1");
   impl_->scratch.resize(threads);
   impl_->workers.reserve(threads - 1);
   for (int thread = 1; thread < threads; ++thread) impl_->workers.emplace_back([this, thread] { impl_->work(thread); });
@@ -107,7 +108,8 @@ void ThreadPool::run_tasks(std::int64_t count, void* body, Call call) {
   pool.busy.store(static_cast<std::uint32_t>(pool.workers.size()), std::memory_order_relaxed);
   pool.start_round();
   pool.take_tasks(0);
-  for (std::uint32_t left = pool.busy.load(std::memory_order_acquire); left != 0;) left = wait_for_change(pool.busy, left);
+  for (std::uint32_t left = pool.busy.load(std::memory_order_acquire); left != 0;)
+    left = wait_for_change(pool.busy, left);
 }
 
 std::span<std::byte> ThreadPool::scratch(int thread, std::int64_t bytes) {

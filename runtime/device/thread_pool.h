@@ -1,8 +1,9 @@
 #pragma once
-// The worker threads of one rank's sweeps. Owned by the engine, driven by one thread at a time. With one thread everything runs
-// on the caller. Workers spin for some microseconds after a run, then sleep. No allocation after construction but for scratch()
-// that grows.
+// The worker threads of one rank's sweeps. Owned by the engine, driven by one thread at a time. With one thread
+// everything runs on the caller. Workers spin for some microseconds after a run, then sleep. No allocation after
+// construction but for scratch() that grows.
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -19,8 +20,9 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const;
-  /// Calls body(std::int64_t task, int thread) for every task in [0, count), thread in [0, threads()); returns when all are done.
-  /// Tasks are handed out in ascending order to whoever is free. Bodies must not throw, and must not call run().
+  /// Calls body(std::int64_t task, int thread) for every task in [0, count), thread in [0, threads()); returns when all
+  /// are done. Tasks are handed out in ascending order to whoever is free. Bodies must not throw, and must not call
+  /// run().
   template <class Body>
   void run(std::int64_t count, Body&& body) {
     run_tasks(count, const_cast<std::remove_cvref_t<Body>*>(&body), [](void* b, std::int64_t task, int thread) {
@@ -28,8 +30,8 @@ class ThreadPool {
     });
   }
 
-  /// Memory of a thread, 64-byte aligned, at least `bytes`; what was in it may be lost when it grows. Call it outside run(), or for
-  /// one's own thread inside. Kept until the pool ends.
+  /// Memory of a thread, 64-byte aligned, at least `bytes`; what was in it may be lost when it grows. Call it outside
+  /// run(), or for one's own thread inside. Kept until the pool ends.
   std::span<std::byte> scratch(int thread, std::int64_t bytes);
 
  private:

@@ -1,0 +1,53 @@
+#include "runtime/rules/adamw.h"
+
+#include <cmath>
+
+#include "runtime/rules/settings.h"
+#include "runtime/rules/sweep_tasks.h"
+
+namespace regatta {
+namespace {
+
+constexpr std::int64_t task_numel = 1 << 18;
+
+}  // namespace
+
+std::string AdamwRule::settings_text() const {
+  return "adamw beta1=" + shortest(settings_.beta1) + " beta2=" + shortest(settings_.beta2) +
+         " eps=" + shortest(settings_.eps) + " weight_decay=" + shortest(settings_.weight_decay);
+}
+
+void AdamwRule::update(const RunTensors& run, MatrixShape, const StepInfo& info, DType momentum_dtype, ThreadPool& pool,
+                       kernels::SweepHealth& health) const {
+  const auto step = static_cast<double>(info.step);
+  kernels::AdamwArgs all;
+  all.grad_dtype = run.grad_dtype;
+  all.moment1_dtype = momentum_dtype;
+  all.param_dtype = run.param_dtype;
+  all.grad_scale = info.grad_scale;
+  all.beta1 = static_cast<float>(settings_.beta1);
+  all.one_minus_beta1 = static_cast<float>(1 - settings_.beta1);
+  all.beta2 = static_cast<float>(settings_.beta2);
+  all.one_minus_beta2 = static_cast<float>(1 - settings_.beta2);
+  all.inverse_sqrt_correction2 = static_cast<float>(1 / std::sqrt(1 - std::pow(settings_.beta2, step)));
+  all.eps = static_cast<float>(settings_.eps);
+  all.step = static_cast<float>(info.lr / (1 - std::pow(settings_.beta1, step)));
+  all.decay = static_cast<float>(1 - info.lr * settings_.weight_decay);
+
+  // Elements have no rows: the run as one.
+  const SweepTasks tasks({1, run.run.numel(), 0, run.run.numel()}, task_numel);
+  run_with_health(pool, tasks.count(), health, [&](std::int64_t task, kernels::SweepHealth& part) {
+    const MatrixRun range = tasks.task(task);
+    kernels::AdamwArgs args = all;
+    args.count = range.numel();
+    args.grad = advance(run.grad, run.grad_dtype, range.begin);
+    args.moment1 = advance(run.state[0], momentum_dtype, range.begin);
+    args.moment2 = static_cast<float*>(run.state[1]) + range.begin;
+    args.weight = run.weight + range.begin;
+    if (run.param) args.param = advance(run.param, run.param_dtype, range.begin);
+    args.health = &part;
+    kernels::cpu_kernels().adamw(args);
+  });
+}
+
+}  // namespace regatta
