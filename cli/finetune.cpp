@@ -8,7 +8,7 @@
 #include "cli/finetune/options.h"
 #include "cli/finetune/reporter.h"
 #include "cli/finetune/trainer.h"
-#include "cli/ranks.h"
+#include "cli/mesh_ranks.h"
 #include "runtime/error.h"
 
 namespace regatta::cli {
@@ -20,10 +20,7 @@ using finetune::Options;
 void run(Options options) {
   const sharding::Mesh mesh = finetune::mesh_of(options);
   finetune::complete(options, mesh);
-  RankSettings settings;
-  settings.transport = options.transport;
-  settings.mesh = options.mesh;
-  settings.deadline_seconds = options.deadline_seconds;
+  const RankSettings settings{"regatta finetune", options.transport, options.mesh, options.deadline_seconds};
   set_exit_code(run_on_ranks(settings, [&](RankContext& context) {
     std::unique_ptr<finetune::Reporter> reporter;
     finetune::Observer observer;

@@ -10,7 +10,7 @@
 
 #include "cli/commands.h"
 #include "cli/engine_flags.h"
-#include "cli/ranks.h"
+#include "cli/mesh_ranks.h"
 #include "cli/replay/case.h"
 #include "cli/replay/run.h"
 #include "cli/rule_flags.h"
@@ -100,24 +100,21 @@ void print_result(const Flags& flags, const ReplayOptions& options, const Replay
 void run(const Flags& flags) {
   if (flags.device != "cpu")
     throw Error(Code::invalid_argument, "--device is '" + flags.device + "'; this build has cpu only");
-  set_exit_code(run_on_ranks(
-      [&] {
-        RankSettings settings;
-        settings.transport = flags.transport;
-        settings.mesh = flags.engine.mesh;
-        settings.deadline_seconds = flags.deadline_seconds;
-        return settings;
-      }(),
-      [&](RankContext& context) {
-        const ReplayCase recorded = ReplayCase::read(flags.in);
-        const ReplayOptions options = options_for(flags, recorded);
-        const ReplayResult result = replay(recorded, options, context.transport);
-        if (context.transport.rank() != 0) return;
-        write_result(flags.out, result);
-        print_result(flags, options, result);
-        if (!result.bytes_as_planned)
-          throw Error(Code::transport, "some rank sent other byte counts than the plan predicts");
-      }));
+  const RankSettings settings{"regatta replay", flags.transport, flags.engine.mesh, flags.deadline_seconds};
+  set_exit_code(run_on_ranks(settings, [&](RankContext& context) {
+    ReplayCase recorded;
+    ReplayOptions options;
+    context.agree([&] {
+      recorded = ReplayCase::read(flags.in);
+      options = options_for(flags, recorded);
+    });
+    const ReplayResult result = replay(recorded, options, context.transport);
+    if (context.transport.rank() != 0) return;
+    write_result(flags.out, result);
+    print_result(flags, options, result);
+    if (!result.bytes_as_planned)
+      throw Error(Code::transport, "some rank sent other byte counts than the plan predicts");
+  }));
 }
 
 }  // namespace
