@@ -136,10 +136,6 @@ void add_replay(CLI::App& app) {
   add_rule_flags(*command, flags->rules);
   add_engine_flags(*command, flags->engine);
   command->add_option("--lr", flags->lr, "Learning rate; --set lr=X does the same")->capture_default_str();
-  command
-      ->add_option("--place", flags->places,
-                   "GLOB=AXIS:DIM[,AXIS:DIM]: how parameters lie on the mesh; dp:flat for flat runs")
-      ->take_all();
   command->add_option("--transport", flags->transport, "local (ranks are threads) or mpi (under mpirun)")
       ->capture_default_str();
   command->add_option("--device", flags->device, "cpu")->capture_default_str();
