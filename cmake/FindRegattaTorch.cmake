@@ -41,7 +41,7 @@ if(NOT Torch_FOUND AND NOT REGATTA_TORCH_DIR)
 endif()
 
 if(Torch_FOUND AND NOT TARGET regatta_libtorch)
-  add_library(regatta_libtorch INTERFACE)
+  add_library(regatta_libtorch INTERFACE IMPORTED GLOBAL)
   target_link_libraries(regatta_libtorch INTERFACE ${TORCH_LIBRARIES})
   target_include_directories(regatta_libtorch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
 endif()
