@@ -57,7 +57,7 @@ class Peers {
   Peers(int rank, std::vector<PeerRecord*> records, std::vector<std::shared_ptr<void>> owners,
         std::vector<ProcessId> processes, const std::atomic<bool>* stop);
 
-  void set_link(std::unique_ptr<PeerLink> link) { link_ = std::move(link); }
+  void set_link(std::shared_ptr<PeerLink> link) { link_ = std::move(link); }
 
   void fail(const std::string& reason, Code code, bool secondary) noexcept;
   void leave() noexcept;
@@ -78,7 +78,7 @@ class Peers {
   std::vector<std::shared_ptr<void>> owners_;
   std::vector<ProcessId> processes_;
   const std::atomic<bool>* stop_;
-  std::unique_ptr<PeerLink> link_;
+  std::shared_ptr<PeerLink> link_;  // shared with the backend, which closes it
 };
 
 }  // namespace regatta

@@ -49,13 +49,13 @@ inline std::vector<std::vector<std::int64_t>> chunk_patterns(int ranks) {
   patterns.push_back(std::vector<std::int64_t>(ranks, 0));
   patterns.push_back(std::vector<std::int64_t>(ranks, 1));
   patterns.push_back(std::vector<std::int64_t>(ranks, 17));
-  patterns.push_back(std::vector<std::int64_t>(ranks, 70'001));
+  patterns.push_back(std::vector<std::int64_t>(ranks, 20'011));
   std::vector<std::int64_t> ragged, one_only(ranks, 0), rising;
   for (int r = 0; r < ranks; ++r) {
     ragged.push_back(r % 2 == 0 ? 0 : 5 * r * r + 3);
     rising.push_back(std::int64_t{100} * r);
   }
-  one_only[ranks / 2] = 300'007;
+  one_only[ranks / 2] = 90'001;
   patterns.push_back(ragged);
   patterns.push_back(one_only);
   patterns.push_back(rising);
@@ -162,7 +162,7 @@ inline void allocated_memory_is_zero_and_aligned(Transport& t) {
 inline std::int64_t sparse_count(int from, int to, int round) {
   if (round == 0) return 0;                                   // nobody sends
   if (round == 1) return from == 0 && to != 0 ? 8 * to : 0;   // one to all
-  if (round == 2) return to == (from + 1) % 7 ? 300'003 : 0;  // neighbours, longer than any inner buffer
+  if (round == 2) return to == (from + 1) % 7 ? 150'001 : 0;  // neighbours, longer than any inner buffer
   if (round == 3) return (from + 2 * to) % 3 == 0 ? 0 : from * 100 + to + 1;
   return 1 + (from * 31 + to * 17) % 5;  // all to all, self included
 }

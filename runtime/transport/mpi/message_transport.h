@@ -1,0 +1,72 @@
+#pragma once
+// A group whose ranks reach each other only by MPI messages. Only nonblocking point-to-point calls are used, polled
+// with the same waits as everywhere, because Open MPI's collectives never return when a rank is gone.
+
+#include <mpi.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/transport/mpi/mpi_session.h"
+#include "runtime/transport/transport.h"
+
+namespace regatta {
+
+class Wait;
+
+class MessageTransport final : public Transport {
+ public:
+  MessageTransport(int rank, std::vector<int> root_ranks, int group, std::shared_ptr<TransportShared> shared,
+                   std::shared_ptr<MpiSession> session, int epoch, std::string data_path);
+  ~MessageTransport() override { drain(); }
+
+  std::string data_path() const override { return data_path_; }
+
+ protected:
+  void do_reduce_scatter(const SymmetricBuffer& buffer, std::int64_t offset, std::span<const std::int64_t> bounds,
+                         const Reducer& reduce, std::string_view label) override;
+  void do_all_gather(const SymmetricBuffer& buffer, std::int64_t offset, std::span<const std::int64_t> bounds,
+                     std::string_view label) override;
+  void do_exchange(std::span<const Outgoing> send, std::span<const Incoming> receive, std::string_view kind,
+                   std::string_view label) override;
+  void do_barrier(std::string_view label) override;
+  SymmetricBuffer do_allocate(std::int64_t bytes, int id) override;
+
+ private:
+  struct Message {
+    int peer;
+    bool incoming;
+    int bytes;
+  };
+  /// Messages under way; requests_[i] belongs to messages_[i] and is null once it has been completed.
+  struct Batch {
+    std::vector<MPI_Request> requests;
+    std::vector<Message> messages;
+    std::size_t open = 0;
+  };
+
+  void begin();
+  void send(Batch& batch, int peer, const std::byte* data, std::int64_t bytes);
+  void receive(Batch& batch, int peer, std::byte* data, std::int64_t bytes);
+  void complete(Batch& batch, Wait& wait);
+  bool progress(Batch& batch, const Wait& wait);
+  void check_arrival(const Message& message, const MPI_Status& status, const Wait& wait) const;
+  void abandon() noexcept;
+  std::byte* staging(std::int64_t bytes);
+
+  std::shared_ptr<MpiSession> session_;  // the process's only one
+  int epoch_;
+  std::string data_path_;
+  int tag_ = 0;
+  std::uint64_t sequence_ = 0;
+  std::vector<Batch> batches_;
+  std::vector<int> indices_;
+  std::vector<MPI_Status> statuses_;
+  std::vector<char> heard_;  // by group rank, in the current collective
+  std::vector<const std::byte*> pieces_;
+  std::shared_ptr<void> staging_;  // grows to what the largest collective needs, then stays
+  std::int64_t staging_bytes_ = 0;
+};
+
+}  // namespace regatta
