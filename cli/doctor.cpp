@@ -1,4 +1,5 @@
-// `regatta doctor`: what was built in, what was found, whether every transport works here, and what would go wrong; one screen.
+// `regatta doctor`: what was built in, what was found, whether every transport works here, and what would go wrong; one
+// screen.
 
 #include <fmt/format.h>
 
@@ -65,7 +66,8 @@ Diagnosis diagnose(const Flags& flags) {
     } else if (environment("OMPI_COMM_WORLD_SIZE").empty()) {
       diagnosis.self_tests.push_back(test_mpi(std::filesystem::canonical("/proc/self/exe"), flags.ranks, deadline));
     } else {
-      diagnosis.self_tests.push_back({.transport = name, .detail = "mpirun can't start inside mpirun; run doctor by itself"});
+      diagnosis.self_tests.push_back(
+          {.transport = name, .detail = "mpirun can't start inside mpirun; run doctor by itself"});
     }
   }
   diagnosis.findings = find_problems(now);
@@ -97,9 +99,10 @@ void print(const Diagnosis& diagnosis) {
   std::cout << "Found at run time\n";
   row("MPI", library_text(libraries.mpi, "not loaded"));
   row("LibTorch", library_text(libraries.torch, "not loaded"));
-  row("BLAS", libraries.blas.found ? fmt::format("{}, {} thread(s), {:.0f} GFLOP/s fp32 ({})", name_of(libraries.blas_kind),
-                                                 libraries.blas_threads, libraries.blas_gflops, libraries.blas.path)
-                                   : "not loaded");
+  row("BLAS", libraries.blas.found
+                  ? fmt::format("{}, {} thread(s), {:.0f} GFLOP/s fp32 ({})", name_of(libraries.blas_kind),
+                                libraries.blas_threads, libraries.blas_gflops, libraries.blas.path)
+                  : "not loaded");
   row("OpenMP", library_text(libraries.openmp, "not loaded"));
   row("CUDA driver", library_text(libraries.cuda_driver, "none") +
                          (libraries.cuda_driver.found ? fmt::format(", {} device(s)", libraries.cuda_devices) : ""));
@@ -113,15 +116,16 @@ void print(const Diagnosis& diagnosis) {
                            machine.load >= 0 ? fmt::format(", load {:.1f}", machine.load) : ""));
   row("threads", "OMP_NUM_THREADS " + (now.omp_num_threads.empty() ? "unset" : now.omp_num_threads));
   row("memory", fmt::format("{}, {} available", gib(machine.memory_bytes), gib(machine.memory_available_bytes)));
-  row("/dev/shm", machine.has_shared_memory
-                      ? fmt::format("{}, {} free", gib(machine.shared_memory_bytes), gib(machine.shared_memory_free_bytes))
-                      : "missing");
+  row("/dev/shm", machine.has_shared_memory ? fmt::format("{}, {} free", gib(machine.shared_memory_bytes),
+                                                          gib(machine.shared_memory_free_bytes))
+                                            : "missing");
 
   std::cout << "Self-test of every transport\n";
   for (const SelfTest& test : diagnosis.self_tests) {
-    row(test.transport, test.passed ? fmt::format("passed on {} ranks; started in {:.2f} s; gradients summed at {:.2f} GB/s",
-                                                  test.ranks, test.start_seconds, test.reduce_scatter_gb_per_s)
-                                    : (test.ran ? "FAILED: " : "not run: ") + test.detail);
+    row(test.transport, test.passed
+                            ? fmt::format("passed on {} ranks; started in {:.2f} s; gradients summed at {:.2f} GB/s",
+                                          test.ranks, test.start_seconds, test.reduce_scatter_gb_per_s)
+                            : (test.ran ? "FAILED: " : "not run: ") + test.detail);
   }
   if (!now.built_with_mpi) row("mpi", "not built in");
 
@@ -148,9 +152,12 @@ nlohmann::json json_of(const Diagnosis& diagnosis) {
         {"on", dependency.on}, {"version", dependency.version}, {"why", dependency.why}};
   }
   out["kernels"] = {{"in_use", now.kernels}, {"available", diagnosis.kernel_tables}};
-  out["found"] = {{"mpi", json_of(libraries.mpi)},       {"libtorch", json_of(libraries.torch)},
-                  {"blas", json_of(libraries.blas)},     {"openmp", json_of(libraries.openmp)},
-                  {"cuda_driver", json_of(libraries.cuda_driver)}, {"nccl", json_of(libraries.nccl)},
+  out["found"] = {{"mpi", json_of(libraries.mpi)},
+                  {"libtorch", json_of(libraries.torch)},
+                  {"blas", json_of(libraries.blas)},
+                  {"openmp", json_of(libraries.openmp)},
+                  {"cuda_driver", json_of(libraries.cuda_driver)},
+                  {"nccl", json_of(libraries.nccl)},
                   {"grpc", json_of(libraries.grpc)}};
   out["found"]["blas"]["kind"] = name_of(libraries.blas_kind);
   out["found"]["blas"]["threads"] = libraries.blas_threads;
@@ -204,14 +211,19 @@ void run(const Flags& flags) {
 
 void add_doctor(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* command = app.add_subcommand("doctor", "What was built in and found, whether transports work, what would go wrong");
+  CLI::App* command =
+      app.add_subcommand("doctor", "What was built in and found, whether transports work, what would go wrong");
   command->footer(
       "Run it first on a new machine, and as a job would run: under the same user, container and binding.\n"
       "  regatta doctor\n"
       "  regatta doctor --ranks 4 --json\n"
       "Exit code 1 when a self-test fails; advice alone is no failure.");
-  command->add_option("--ranks", flags->ranks, "Ranks of the self-tests")->capture_default_str()->check(CLI::Range(1, 256));
-  command->add_option("--deadline", flags->deadline_seconds, "Seconds for a self-test")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--ranks", flags->ranks, "Ranks of the self-tests")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 256));
+  command->add_option("--deadline", flags->deadline_seconds, "Seconds for a self-test")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   command->add_flag("--json", flags->json, "One JSON document on stdout");
   command->add_flag("--as-mpi-rank", flags->as_mpi_rank)->group("");  // how doctor starts itself under mpirun
   command->callback([flags] { run(*flags); });

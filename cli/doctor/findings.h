@@ -17,12 +17,12 @@ struct Finding {
 struct Circumstances {
   Machine machine;
   Libraries libraries;
-  std::string kernels;         ///< instruction set of the kernel table
+  std::string kernels;  ///< instruction set of the kernel table
   std::string build_type;
   bool built_with_mpi = false;
   bool built_with_torch = false;
-  std::string omp_num_threads;       ///< of the environment; "" when unset
-  bool root_allowed = false;         ///< Open MPI may run as root
+  std::string omp_num_threads;         ///< of the environment; "" when unset
+  bool root_allowed = false;           ///< Open MPI may run as root
   bool oversubscribe_allowed = false;  ///< Open MPI may start more ranks than cores
 };
 

@@ -101,7 +101,8 @@ void read_blas(Libraries& libraries) {
                           : kind == 0 ? Blas::openblas_serial
                                       : Blas::other;
     if (const auto threads = symbol<int (*)()>("openblas_get_num_threads")) libraries.blas_threads = threads();
-  } else if (libraries.blas.path.find("blis") != std::string::npos || libraries.blas.path.find("mkl") != std::string::npos) {
+  } else if (libraries.blas.path.find("blis") != std::string::npos ||
+             libraries.blas.path.find("mkl") != std::string::npos) {
     libraries.blas_kind = Blas::other;
   }
   libraries.blas_gflops = measured_gflops();
@@ -157,7 +158,8 @@ Libraries read_libraries() {
   // The number in gRPC's file name changes with its versions: 29 is Debian 12's, later ones are of newer systems.
   libraries.grpc = {"gRPC"};
   if (void* handle = opened(libraries.grpc, {"libgrpc.so", "libgrpc.so.29", "libgrpc.so.30", "libgrpc.so.37"})) {
-    if (const auto version = symbol<const char* (*)()>(handle, "grpc_version_string")) libraries.grpc.version = version();
+    if (const auto version = symbol<const char* (*)()>(handle, "grpc_version_string"))
+      libraries.grpc.version = version();
   }
   return libraries;
 }

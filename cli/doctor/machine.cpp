@@ -39,7 +39,8 @@ double quota_cores() {
   double microseconds = 0;
   std::ifstream quota_file("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
   std::ifstream period_file("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-  if (quota_file >> microseconds && period_file >> period && microseconds > 0 && period > 0) return microseconds / period;
+  if (quota_file >> microseconds && period_file >> period && microseconds > 0 && period > 0)
+    return microseconds / period;
   return 0;
 }
 
@@ -57,7 +58,8 @@ Machine read_machine() {
   machine.cores_online = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
   cpu_set_t allowed;
   CPU_ZERO(&allowed);
-  machine.cores_allowed = sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : machine.cores_online;
+  machine.cores_allowed =
+      sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : machine.cores_online;
   machine.cores_by_quota = quota_cores();
   double averages[1] = {};
   machine.load = getloadavg(averages, 1) == 1 ? averages[0] : -1;
@@ -67,8 +69,10 @@ Machine read_machine() {
   struct statvfs shared {};
   machine.has_shared_memory = access("/dev/shm", W_OK) == 0 && statvfs("/dev/shm", &shared) == 0;
   if (machine.has_shared_memory) {
-    machine.shared_memory_bytes = static_cast<std::int64_t>(shared.f_blocks) * static_cast<std::int64_t>(shared.f_frsize);
-    machine.shared_memory_free_bytes = static_cast<std::int64_t>(shared.f_bavail) * static_cast<std::int64_t>(shared.f_frsize);
+    machine.shared_memory_bytes =
+        static_cast<std::int64_t>(shared.f_blocks) * static_cast<std::int64_t>(shared.f_frsize);
+    machine.shared_memory_free_bytes =
+        static_cast<std::int64_t>(shared.f_bavail) * static_cast<std::int64_t>(shared.f_frsize);
   }
   machine.is_root = geteuid() == 0;
   return machine;

@@ -1,5 +1,6 @@
 #pragma once
-// What the machine gives this process: cores, binding, memory, shared memory. Read from the system at the call; pure otherwise.
+// What the machine gives this process: cores, binding, memory, shared memory. Read from the system at the call; pure
+// otherwise.
 
 #include <cstdint>
 #include <string>
@@ -7,12 +8,12 @@
 namespace regatta::cli {
 
 struct Machine {
-  std::string system;           ///< "Debian GNU/Linux 12 (bookworm)"
-  std::string processor;        ///< model name as the kernel tells it
+  std::string system;     ///< "Debian GNU/Linux 12 (bookworm)"
+  std::string processor;  ///< model name as the kernel tells it
   int cores_online = 1;
-  int cores_allowed = 1;        ///< by the affinity mask
-  double cores_by_quota = 0;    ///< by the control group; 0: no limit
-  double load = 0;              ///< mean number of running processes over the last minute; negative when unknown
+  int cores_allowed = 1;      ///< by the affinity mask
+  double cores_by_quota = 0;  ///< by the control group; 0: no limit
+  double load = 0;            ///< mean number of running processes over the last minute; negative when unknown
   std::int64_t memory_bytes = 0;
   std::int64_t memory_available_bytes = 0;
   bool has_proc = false;

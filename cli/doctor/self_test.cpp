@@ -19,8 +19,8 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 [[noreturn]] void wrong(const Transport& transport, const std::string& what) {
-  throw Error(Code::transport, "the self-test of transport " + std::string(transport.name()) + " got a wrong value from " +
-                                   what + " on rank " + std::to_string(transport.rank()));
+  throw Error(Code::transport, "the self-test of transport " + std::string(transport.name()) +
+                                   " got a wrong value from " + what + " on rank " + std::to_string(transport.rank()));
 }
 
 /// Equal chunks of `bytes` in all; the last takes what is left.
@@ -54,7 +54,8 @@ void sum_and_gather(Transport& transport) {
   const int rank_sum = ranks * (ranks - 1) / 2;
   const std::size_t mine_first = mine_begin / sizeof(std::int32_t);
   for (std::size_t i = 0; i < sums.size(); ++i) {
-    if (sums[i] != static_cast<std::int32_t>((mine_first + i) % 1000) * ranks + rank_sum) wrong(transport, "reduce_scatter");
+    if (sums[i] != static_cast<std::int32_t>((mine_first + i) % 1000) * ranks + rank_sum)
+      wrong(transport, "reduce_scatter");
   }
 
   std::copy(sums.begin(), sums.end(), words.begin() + static_cast<std::ptrdiff_t>(mine_first));
@@ -71,8 +72,10 @@ void small_messages(Transport& transport) {
   std::vector<std::int32_t> send(count), received(count);
   for (int p = 0; p < ranks; ++p) send[p] = 100 * rank + p;
   const std::vector<std::int64_t> counts(count, sizeof(std::int32_t));
-  transport.exchange(std::as_bytes(std::span(send)), counts, std::as_writable_bytes(std::span(received)), counts,
-                     "self-test exchange").wait();
+  transport
+      .exchange(std::as_bytes(std::span(send)), counts, std::as_writable_bytes(std::span(received)), counts,
+                "self-test exchange")
+      .wait();
   for (int p = 0; p < ranks; ++p) {
     if (received[p] != 100 * p + rank) wrong(transport, "exchange");
   }

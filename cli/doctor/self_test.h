@@ -1,5 +1,6 @@
 #pragma once
-// Proves that a transport moves the right bytes on this machine, now: every collective once, with values that are checked.
+// Proves that a transport moves the right bytes on this machine, now: every collective once, with values that are
+// checked.
 
 #include <chrono>
 #include <string>
@@ -15,9 +16,9 @@ struct SelfTest {
   int ranks = 0;
   bool ran = false;
   bool passed = false;
-  std::string detail;               ///< why it failed or did not run
+  std::string detail;                  ///< why it failed or did not run
   double reduce_scatter_gb_per_s = 0;  ///< of a 16 MiB buffer, bytes of the whole buffer over time
-  double start_seconds = 0;         ///< from the call to the first collective done; includes starting processes
+  double start_seconds = 0;            ///< from the call to the first collective done; includes starting processes
 };
 
 /// The body, on every rank; collective. Throws Error when a value is wrong. Returns the speed on every rank.

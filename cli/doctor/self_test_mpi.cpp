@@ -39,7 +39,8 @@ void end_group(pid_t leader) {
   kill(-leader, SIGTERM);
   siginfo_t info{};
   for (int i = 0; i < 30; ++i) {
-    if (waitid(P_PID, static_cast<id_t>(leader), &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == leader) return;
+    if (waitid(P_PID, static_cast<id_t>(leader), &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == leader)
+      return;
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
   }
   kill(-leader, SIGKILL);
@@ -110,7 +111,7 @@ nlohmann::json result_in(const std::string& output) {
   while (begin < output.size()) {
     std::size_t end = output.find('\n', begin);
     if (end == std::string::npos) end = output.size();
-    const nlohmann::json line = nlohmann::json::parse(output.substr(begin, end - begin), nullptr, false);
+    nlohmann::json line = nlohmann::json::parse(output.substr(begin, end - begin), nullptr, false);
     if (line.is_object() && line.contains(result_key)) return line[result_key];
     begin = end + 1;
   }
@@ -139,17 +140,17 @@ SelfTest test_mpi(const std::string& program, int ranks, std::chrono::millisecon
                                           "OMPI_MCA_rmaps_base_oversubscribe=1"};
   const Clock::time_point start = Clock::now();
   try {
-    const Finished finished =
-        run_limited({"mpirun", "-n", std::to_string(ranks), program, "doctor", "--as-mpi-rank", "--deadline",
-                     std::to_string(static_cast<double>(deadline.count()) * 1e-3)},
-                    allow, deadline + std::chrono::seconds(5));
+    const Finished finished = run_limited({"mpirun", "-n", std::to_string(ranks), program, "doctor", "--as-mpi-rank",
+                                           "--deadline", std::to_string(static_cast<double>(deadline.count()) * 1e-3)},
+                                          allow, deadline + std::chrono::seconds(5));
     const std::chrono::duration<double> whole = Clock::now() - start;
     result.ran = true;
     const nlohmann::json said = result_in(finished.output);
     if (finished.timed_out) {
       result.detail = "no answer within the deadline; it was ended";
     } else if (finished.exit_code != 0 || said.is_null()) {
-      result.detail = "mpirun ended with code " + std::to_string(finished.exit_code) + ": " + first_sentence(finished.output);
+      result.detail =
+          "mpirun ended with code " + std::to_string(finished.exit_code) + ": " + first_sentence(finished.output);
     } else {
       result.ranks = said.at("ranks").get<int>();
       result.reduce_scatter_gb_per_s = said.at("reduce_scatter_gb_per_s").get<double>();
@@ -169,10 +170,9 @@ void run_as_mpi_rank(std::chrono::milliseconds deadline) {
   const double speed = exercise(*transport);
   const std::chrono::duration<double> seconds = Clock::now() - start;
   if (transport->rank() != 0) return;
-  const nlohmann::json line = {{result_key,
-                                {{"ranks", transport->world_size()},
-                                 {"reduce_scatter_gb_per_s", speed},
-                                 {"seconds", seconds.count()}}}};
+  const nlohmann::json line = {
+      {result_key,
+       {{"ranks", transport->world_size()}, {"reduce_scatter_gb_per_s", speed}, {"seconds", seconds.count()}}}};
   std::printf("%s\n", line.dump().c_str());
 }
 
