@@ -4,7 +4,8 @@
 //
 // A callback answers in one of three ways:
 // - returns: the exit code given to set_exit_code, 0 by default;
-// - throws Error: main prints "regatta NAME: SENTENCE" on stderr and exits with 2 for Code::invalid_argument and 1 otherwise
+// - throws Error: main prints "regatta NAME: SENTENCE" on stderr and exits with 2 for Code::invalid_argument and 1
+// otherwise
 //   (std::invalid_argument counts as the former);
 // - calls set_exit_code(exit_failure) after it has printed the sentence itself, for example once for all ranks.
 // Results go to stdout, progress and errors to stderr. Callbacks run on the main thread.

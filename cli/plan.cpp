@@ -1,4 +1,5 @@
-// `regatta plan`: where every parameter lies, what travels in a step, and what a rank must remember, without running anything.
+// `regatta plan`: where every parameter lies, what travels in a step, and what a rank must remember, without running
+// anything.
 
 #include <fmt/format.h>
 
@@ -36,7 +37,8 @@ struct Described {
 Described describe(const Flags& flags, const sharding::Mesh& mesh) {
   std::vector<ModelShape> shapes;
   if (flags.model.empty() == flags.shapes.empty())
-    throw Error(Code::invalid_argument, "plan needs either --model DIR (a folder with config.json) or --shape NAME=ROWSxCOLS");
+    throw Error(Code::invalid_argument,
+                "plan needs either --model DIR (a folder with config.json) or --shape NAME=ROWSxCOLS");
   if (!flags.model.empty()) shapes = decoder_shapes(finetune::read_decoder_config(flags.model));
   for (const std::string& text : flags.shapes) shapes.push_back(parse_shape(text));
   const std::optional<DType> dtype = dtype_of(flags.dtype);
@@ -55,7 +57,8 @@ Described describe(const Flags& flags, const sharding::Mesh& mesh) {
   const std::vector<sharding::Placement> placements = placements_for(flags.engine, names, mesh);
   const std::vector<std::vector<std::int64_t>> blocks = blocks_for(flags.engine, names);
   for (std::size_t p = 0; p < shapes.size(); ++p)
-    described.params.push_back({shapes[p].name, shapes[p].shape, *dtype, {}, placements[p], blocks[p], described.rules.group_of[p]});
+    described.params.push_back(
+        {shapes[p].name, shapes[p].shape, *dtype, {}, placements[p], blocks[p], described.rules.group_of[p]});
   return described;
 }
 
@@ -104,24 +107,36 @@ nlohmann::json to_json(const sharding::Plan& plan, const Described& described, c
   for (int r = 0; r < plan.mesh().world_size(); ++r) {
     const sharding::WireBytes bytes = plan.wire_bytes(r);
     ranks.push_back({{"rank", r},
-                     {"wire_bytes", {{"reduce_scatter", bytes.reduce_scatter}, {"all_gather", bytes.all_gather}, {"exchange", bytes.exchange}, {"vote", bytes.vote}}},
-                     {"memory_bytes", {{"parameters", memory[r].parameters}, {"gradients", memory[r].gradients}, {"state", memory[r].state}, {"master", memory[r].master}}}});
+                     {"wire_bytes",
+                      {{"reduce_scatter", bytes.reduce_scatter},
+                       {"all_gather", bytes.all_gather},
+                       {"exchange", bytes.exchange},
+                       {"vote", bytes.vote}}},
+                     {"memory_bytes",
+                      {{"parameters", memory[r].parameters},
+                       {"gradients", memory[r].gradients},
+                       {"state", memory[r].state},
+                       {"master", memory[r].master}}}});
   }
   for (const auto& round : plan.rounds()) rounds.push_back({{"shares", round.size()}});
-  return {{"mesh", plan.mesh().text()}, {"fingerprint", fmt::format("{:016x}", plan.fingerprint())}, {"buckets", plan.bucket_count()},
-          {"params", params}, {"rounds", rounds}, {"ranks", ranks}};
+  return {{"mesh", plan.mesh().text()},
+          {"fingerprint", fmt::format("{:016x}", plan.fingerprint())},
+          {"buckets", plan.bucket_count()},
+          {"params", params},
+          {"rounds", rounds},
+          {"ranks", ranks}};
 }
 
 void print(const sharding::Plan& plan, const Described& described, const std::vector<RankMemory>& memory) {
-  std::cout << fmt::format("{:<48} {:>14} {:<7} {:<10} {:<16} {:>9} {:>9} {:>6}\n", "parameter", "shape", "rule", "placement", "view",
-                           "lines", "open", "bucket");
+  std::cout << fmt::format("{:<48} {:>14} {:<7} {:<10} {:<16} {:>9} {:>9} {:>6}\n", "parameter", "shape", "rule",
+                           "placement", "view", "lines", "open", "bucket");
   for (std::size_t p = 0; p < plan.params().size(); ++p) {
     const sharding::ParamSpec& spec = plan.params()[p];
     const LineCount lines = count_lines(plan, static_cast<int>(p));
     std::cout << fmt::format("{:<48} {:>14} {:<7} {:<10} {:<16} {:>9} {:>9} {:>6}\n", spec.name, shape_text(spec.shape),
                              described.rules.groups[described.rules.group_of[p]].name,
-                             spec.placement.cuts.empty() ? "replicate" : spec.placement.text(), view_text(spec.views[0]), lines.all,
-                             lines.open, plan.layout(0).params[p].bucket);
+                             spec.placement.cuts.empty() ? "replicate" : spec.placement.text(),
+                             view_text(spec.views[0]), lines.all, lines.open, plan.layout(0).params[p].bucket);
   }
   std::cout << fmt::format("\nA step on mesh {}, in order:\n", plan.mesh().text());
   std::cout << fmt::format("  reduce-scatter of gradients       {} buckets, behind backward\n", plan.bucket_count());
@@ -129,19 +144,25 @@ void print(const sharding::Plan& plan, const Described& described, const std::ve
   for (std::size_t k = 0; k < plan.rounds().size(); ++k) {
     std::int64_t lines = 0;
     for (const sharding::Share& share : plan.rounds()[k]) lines += share.lines.size();
-    std::cout << fmt::format("  exchange of open lines, round {}   {} lines to their owners and back, behind closed lines' sweep\n", k, lines);
+    std::cout << fmt::format(
+        "  exchange of open lines, round {}   {} lines to their owners and back, behind closed lines' sweep\n", k,
+        lines);
   }
-  std::cout << fmt::format("  all-gather of parameters          {} buckets, behind later buckets' sweep\n\n", plan.bucket_count());
-  std::cout << fmt::format("{:>4} | bytes sent in a step: {:>14} {:>14} {:>12} {:>10} | bytes kept: {:>14} {:>14} {:>14} {:>14}\n", "rank",
-                           "reduce-scatter", "all-gather", "line exchange", "vote", "parameters", "gradients", "state", "master");
+  std::cout << fmt::format("  all-gather of parameters          {} buckets, behind later buckets' sweep\n\n",
+                           plan.bucket_count());
+  std::cout << fmt::format(
+      "{:>4} | bytes sent in a step: {:>14} {:>14} {:>12} {:>10} | bytes kept: {:>14} {:>14} {:>14} {:>14}\n", "rank",
+      "reduce-scatter", "all-gather", "line exchange", "vote", "parameters", "gradients", "state", "master");
   constexpr int shown = 16;
   for (int r = 0; r < std::min(plan.mesh().world_size(), shown); ++r) {
     const sharding::WireBytes bytes = plan.wire_bytes(r);
-    std::cout << fmt::format("{:>4} |                       {:>14} {:>14} {:>12} {:>10} |             {:>14} {:>14} {:>14} {:>14}\n", r,
-                             bytes.reduce_scatter, bytes.all_gather, bytes.exchange, bytes.vote, memory[r].parameters,
-                             memory[r].gradients, memory[r].state, memory[r].master);
+    std::cout << fmt::format(
+        "{:>4} |                       {:>14} {:>14} {:>12} {:>10} |             {:>14} {:>14} {:>14} {:>14}\n", r,
+        bytes.reduce_scatter, bytes.all_gather, bytes.exchange, bytes.vote, memory[r].parameters, memory[r].gradients,
+        memory[r].state, memory[r].master);
   }
-  if (plan.mesh().world_size() > shown) std::cout << fmt::format("  ... and {} more ranks; --json lists all\n", plan.mesh().world_size() - shown);
+  if (plan.mesh().world_size() > shown)
+    std::cout << fmt::format("  ... and {} more ranks; --json lists all\n", plan.mesh().world_size() - shown);
   std::cout << fmt::format("plan fingerprint {:016x}\n", plan.fingerprint());
 }
 
@@ -164,17 +185,22 @@ void run(const Flags& flags) {
 
 void add_plan(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* command = app.add_subcommand("plan", "Print placement, messages and memory of a model on a mesh, without running it");
+  CLI::App* command =
+      app.add_subcommand("plan", "Print placement, messages and memory of a model on a mesh, without running it");
   command->footer(
       "Examples:\n"
       "  regatta plan --model ~/models/qwen2-1.5b --mesh dp=8 --dtype bf16\n"
-      "  regatta plan --shape up=8960x1536 --shape down=1536x8960 --mesh dp=4,tp=2 --place 'up=tp:0' --place 'down=tp:1'");
+      "  regatta plan --shape up=8960x1536 --shape down=1536x8960 --mesh dp=4,tp=2 --place 'up=tp:0' --place "
+      "'down=tp:1'");
   command->add_option("--model", flags->model, "Folder with the config.json of a Llama-family decoder");
   command->add_option("--shape", flags->shapes, "NAME=ROWSxCOLS, repeated")->take_all();
   add_rule_flags(*command, flags->rules);
   add_engine_flags(*command, flags->engine);
-  command->add_option("--dtype", flags->dtype, "Of parameters and gradients: fp32, bf16 or fp16")->capture_default_str();
-  command->add_option("--micro-batches", flags->micro_batches, "Per rank and step")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--dtype", flags->dtype, "Of parameters and gradients: fp32, bf16 or fp16")
+      ->capture_default_str();
+  command->add_option("--micro-batches", flags->micro_batches, "Per rank and step")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   command->add_flag("--json", flags->json, "One JSON document on stdout");
   command->callback([flags] { run(*flags); });
 }

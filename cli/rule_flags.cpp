@@ -25,7 +25,8 @@ std::string listed(const std::vector<std::string>& words) {
 Setting parse(const std::string& text) {
   const std::size_t equals = text.find('=');
   if (equals == 0 || equals == std::string::npos || equals + 1 == text.size())
-    throw Error(Code::invalid_argument, "--set got '" + text + "'; expected NAME=VALUE or RULE.NAME=VALUE, for example rho=0.2");
+    throw Error(Code::invalid_argument,
+                "--set got '" + text + "'; expected NAME=VALUE or RULE.NAME=VALUE, for example rho=0.2");
   Setting setting{text, {}, text.substr(0, equals), text.substr(equals + 1)};
   if (const std::size_t dot = setting.name.find('.'); dot != std::string::npos) {
     setting.rule = setting.name.substr(0, dot);
@@ -54,7 +55,8 @@ void add_rule_flags(CLI::App& app, RuleFlags& flags) {
   app.add_option("--rule", flags.rule, "Rule of the matrices: " + listed(rule_names()))->capture_default_str();
   app.add_option("--set", flags.settings, "Setting NAME=VALUE of every rule in use that has it, or RULE.NAME=VALUE")
       ->take_all();
-  app.add_option("--assign", flags.assignments, "GLOB=RULE: parameters whose name matches use that rule; the last match wins")
+  app.add_option("--assign", flags.assignments,
+                 "GLOB=RULE: parameters whose name matches use that rule; the last match wins")
       ->take_all();
 }
 
@@ -94,7 +96,8 @@ RuleChoice choose_rules(const RuleFlags& flags, const std::vector<std::string>& 
       if (!setting.rule.empty() && setting.rule != rule) continue;
       if (setting.name == "lr" && !setting.rule.empty()) {
         // The step carries one learning rate; a rule's own is a multiple of it.
-        if (choice.lr <= 0) throw Error(Code::invalid_argument, "--set " + setting.text + " needs a learning rate above 0");
+        if (choice.lr <= 0)
+          throw Error(Code::invalid_argument, "--set " + setting.text + " needs a learning rate above 0");
         group.lr_scale = learning_rate(setting) / choice.lr;
         setting.used = true;
       } else if (!setting.rule.empty() || std::find(known.begin(), known.end(), setting.name) != known.end()) {
@@ -109,13 +112,14 @@ RuleChoice choose_rules(const RuleFlags& flags, const std::vector<std::string>& 
     if (setting.used) continue;
     if (!setting.rule.empty()) {
       check_rule(setting.rule);
-      throw Error(Code::invalid_argument,
-                  "--set " + setting.text + ": no parameter uses rule " + setting.rule + "; in use are " + listed(used));
+      throw Error(Code::invalid_argument, "--set " + setting.text + ": no parameter uses rule " + setting.rule +
+                                              "; in use are " + listed(used));
     }
     std::string known;
-    for (const std::string& rule : used) known += (known.empty() ? "" : "; ") + rule + " has " + listed(rule_setting_names(rule));
-    throw Error(Code::invalid_argument, "--set " + setting.text + ": no rule in use has a setting '" + setting.name + "'; " + known +
-                                            "; and lr");
+    for (const std::string& rule : used)
+      known += (known.empty() ? "" : "; ") + rule + " has " + listed(rule_setting_names(rule));
+    throw Error(Code::invalid_argument, "--set " + setting.text + ": no rule in use has a setting '" + setting.name +
+                                            "'; " + known + "; and lr");
   }
   return choice;
 }

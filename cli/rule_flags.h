@@ -23,13 +23,13 @@ struct RuleFlags {
 void add_rule_flags(CLI::App& app, RuleFlags& flags);
 
 struct RuleChoice {
-  std::vector<Group> groups;   ///< one per rule in use, in order of first use
-  std::vector<int> group_of;   ///< by parameter
-  double lr = 0;               ///< `--set lr=`, or `lr` as given
+  std::vector<Group> groups;  ///< one per rule in use, in order of first use
+  std::vector<int> group_of;  ///< by parameter
+  double lr = 0;              ///< `--set lr=`, or `lr` as given
 };
 
-/// Gives every parameter its rule: the last matching assignment, otherwise `usual(name)`. A setting goes to every rule in use that
-/// has it. Throws Error(invalid_argument) on a setting that no rule in use has, listing what they have.
+/// Gives every parameter its rule: the last matching assignment, otherwise `usual(name)`. A setting goes to every rule
+/// in use that has it. Throws Error(invalid_argument) on a setting that no rule in use has, listing what they have.
 RuleChoice choose_rules(const RuleFlags& flags, const std::vector<std::string>& names, double lr,
                         const std::function<std::string(const std::string& name)>& usual);
 

@@ -1,4 +1,4 @@
-# LibTorch: the target regatta_libtorch, RegattaTorch_FOUND, RegattaTorch_VERSION.
+# LibTorch: the target RegattaTorch::RegattaTorch, RegattaTorch_FOUND, RegattaTorch_VERSION.
 #
 # REGATTA_TORCH_DIR names a folder to look in and nowhere else: a torch package folder of a Python installation, an unpacked
 # LibTorch, or a folder with TorchConfig.cmake. Without it a torch that belongs to the active Python is preferred when it is
@@ -40,10 +40,10 @@ if(NOT Torch_FOUND AND NOT REGATTA_TORCH_DIR)
   find_package(Torch QUIET CONFIG)
 endif()
 
-if(Torch_FOUND AND NOT TARGET regatta_libtorch)
-  add_library(regatta_libtorch INTERFACE)
-  target_link_libraries(regatta_libtorch INTERFACE ${TORCH_LIBRARIES})
-  target_include_directories(regatta_libtorch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
+if(Torch_FOUND AND NOT TARGET RegattaTorch::RegattaTorch)
+  add_library(RegattaTorch::RegattaTorch INTERFACE IMPORTED)
+  target_link_libraries(RegattaTorch::RegattaTorch INTERFACE ${TORCH_LIBRARIES})
+  target_include_directories(RegattaTorch::RegattaTorch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
 endif()
 
 # Debian's package states no version of its own; the header does.

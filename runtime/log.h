@@ -1,6 +1,7 @@
 #pragma once
-// What the runtime tells a person while it works: levels, and the rank that speaks. One line per message on stderr, written
-// whole, so that lines of several ranks do not mix. Callable from any thread. Failures are not logged but thrown.
+// What the runtime tells a person while it works: levels, and the rank that speaks. One line per message on stderr,
+// written whole, so that lines of several ranks do not mix. Callable from any thread. Failures are not logged but
+// thrown.
 //
 //     log::set_rank(3, 8);
 //     log::warning("parameter lm_head.weight got no gradient in step 12");     ->  [3/8] warning: parameter ...

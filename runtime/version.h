@@ -9,7 +9,7 @@ namespace regatta {
 
 /// An optional dependency as the build saw it.
 struct BuiltIn {
-  std::string_view name;     ///< "MPI", "LibTorch"
+  std::string_view name;  ///< "MPI", "LibTorch"
   bool on = false;
   std::string_view version;  ///< of the headers built against; empty when off
   std::string_view why;      ///< one phrase: where it was found, or why it is off

@@ -16,7 +16,8 @@ namespace {
 std::vector<double> frequencies(const DecoderConfig& config) {
   std::vector<double> result;
   for (std::int64_t i = 0; i < config.head_dim / 2; ++i) {
-    double frequency = std::pow(config.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(config.head_dim));
+    double frequency =
+        std::pow(config.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(config.head_dim));
     if (config.rope_scaling) {
       const RopeScaling& scaling = *config.rope_scaling;
       const double stretched = frequency / scaling.factor;
@@ -93,15 +94,19 @@ at::Tensor Attention::forward(const at::Tensor& x, const Positions& positions) c
   const std::int64_t length = x.size(1);
   const std::int64_t sharers = heads_ / kv_heads_;  // query heads per key-value head
   // The sharers of a key-value head lie one under another, so keys and values are never repeated.
-  const at::Tensor q = rotate(q_->forward(x).view({batch, length, kv_heads_, sharers, head_dim_}).permute({0, 2, 3, 1, 4}), positions)
-                           .reshape({batch * kv_heads_, sharers * length, head_dim_});
-  const at::Tensor k = rotate(k_->forward(x).view({batch, length, kv_heads_, head_dim_}).permute({0, 2, 1, 3}), positions)
-                           .reshape({batch * kv_heads_, length, head_dim_});
-  const at::Tensor v = v_->forward(x).view({batch, length, kv_heads_, head_dim_}).permute({0, 2, 1, 3})
+  const at::Tensor q =
+      rotate(q_->forward(x).view({batch, length, kv_heads_, sharers, head_dim_}).permute({0, 2, 3, 1, 4}), positions)
+          .reshape({batch * kv_heads_, sharers * length, head_dim_});
+  const at::Tensor k =
+      rotate(k_->forward(x).view({batch, length, kv_heads_, head_dim_}).permute({0, 2, 1, 3}), positions)
+          .reshape({batch * kv_heads_, length, head_dim_});
+  const at::Tensor v = v_->forward(x)
+                           .view({batch, length, kv_heads_, head_dim_})
+                           .permute({0, 2, 1, 3})
                            .reshape({batch * kv_heads_, length, head_dim_});
   const double scale = 1 / std::sqrt(static_cast<double>(head_dim_));
-  const at::Tensor scores = at::baddbmm(positions.mask.expand({batch * kv_heads_, sharers * length, length}), q,
-                                        k.transpose(1, 2), 1, scale);
+  const at::Tensor scores =
+      at::baddbmm(positions.mask.expand({batch * kv_heads_, sharers * length, length}), q, k.transpose(1, 2), 1, scale);
   const at::Tensor mixed = at::bmm(at::softmax(scores, -1), v)
                                .view({batch, kv_heads_, sharers, length, head_dim_})
                                .permute({0, 3, 1, 2, 4})
@@ -110,9 +115,12 @@ at::Tensor Attention::forward(const at::Tensor& x, const Positions& positions) c
 }
 
 Mlp::Mlp(const DecoderConfig& config, at::ScalarType type) {
-  gate_ = register_module("gate_proj", std::make_shared<Projection>(config.hidden, config.intermediate, config.mlp_bias, type));
-  up_ = register_module("up_proj", std::make_shared<Projection>(config.hidden, config.intermediate, config.mlp_bias, type));
-  down_ = register_module("down_proj", std::make_shared<Projection>(config.intermediate, config.hidden, config.mlp_bias, type));
+  gate_ = register_module("gate_proj",
+                          std::make_shared<Projection>(config.hidden, config.intermediate, config.mlp_bias, type));
+  up_ = register_module("up_proj",
+                        std::make_shared<Projection>(config.hidden, config.intermediate, config.mlp_bias, type));
+  down_ = register_module("down_proj",
+                          std::make_shared<Projection>(config.intermediate, config.hidden, config.mlp_bias, type));
 }
 
 at::Tensor Mlp::forward(const at::Tensor& x) const {
@@ -123,7 +131,8 @@ DecoderLayer::DecoderLayer(const DecoderConfig& config, at::ScalarType type) {
   attention_ = register_module("self_attn", std::make_shared<Attention>(config, type));
   mlp_ = register_module("mlp", std::make_shared<Mlp>(config, type));
   input_norm_ = register_module("input_layernorm", std::make_shared<RmsNorm>(config.hidden, config.norm_eps, type));
-  attention_norm_ = register_module("post_attention_layernorm", std::make_shared<RmsNorm>(config.hidden, config.norm_eps, type));
+  attention_norm_ =
+      register_module("post_attention_layernorm", std::make_shared<RmsNorm>(config.hidden, config.norm_eps, type));
 }
 
 at::Tensor DecoderLayer::forward(const at::Tensor& x, const Positions& positions) const {
@@ -147,7 +156,8 @@ Decoder::Decoder(const DecoderConfig& config, at::ScalarType type) : config_(con
     layers_.push_back(layers->register_module(std::to_string(i), std::make_shared<DecoderLayer>(config, type)));
   }
   norm_ = body->register_module("norm", std::make_shared<RmsNorm>(config.hidden, config.norm_eps, type));
-  if (!config.tied_head) head_ = register_module("lm_head", std::make_shared<Projection>(config.hidden, config.vocab, false, type));
+  if (!config.tied_head)
+    head_ = register_module("lm_head", std::make_shared<Projection>(config.hidden, config.vocab, false, type));
 }
 
 at::Tensor Decoder::forward(const at::Tensor& tokens) {
@@ -164,7 +174,8 @@ at::Tensor Decoder::forward(const at::Tensor& tokens) {
 at::Tensor Decoder::loss(const at::Tensor& tokens) {
   const std::int64_t length = tokens.size(1) - 1;
   const at::Tensor logits = forward(tokens.narrow(1, 0, length));
-  return at::cross_entropy_loss(logits.reshape({-1, config_.vocab}).to(at::kFloat), tokens.narrow(1, 1, length).reshape(-1));
+  return at::cross_entropy_loss(logits.reshape({-1, config_.vocab}).to(at::kFloat),
+                                tokens.narrow(1, 1, length).reshape(-1));
 }
 
 void init_random(Decoder& decoder, std::uint64_t seed) {
@@ -183,7 +194,8 @@ void init_random(Decoder& decoder, std::uint64_t seed) {
     float* out = wide.data_ptr<float>();
     for (std::int64_t i = 0; i < wide.numel(); ++i) {
       const std::uint64_t bits = mix(key + static_cast<std::uint64_t>(i) * 0x9e3779b97f4a7c15U);
-      const auto sum = static_cast<double>((bits & 0xffff) + (bits >> 16 & 0xffff) + (bits >> 32 & 0xffff) + (bits >> 48));
+      const auto sum =
+          static_cast<double>((bits & 0xffff) + (bits >> 16 & 0xffff) + (bits >> 32 & 0xffff) + (bits >> 48));
       out[i] = static_cast<float>((sum + 2 - 2 * 65536) * scale);
     }
     values.copy_(wide);

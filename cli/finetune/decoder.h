@@ -1,6 +1,6 @@
 #pragma once
-// A Llama-family decoder in LibTorch: RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied or untied head. Parameter
-// names are those of Hugging Face checkpoints. One decoder per rank, used by that rank's thread only. CPU.
+// A Llama-family decoder in LibTorch: RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied or untied head.
+// Parameter names are those of Hugging Face checkpoints. One decoder per rank, used by that rank's thread only. CPU.
 
 #include <ATen/core/Tensor.h>
 #include <torch/nn/module.h>
@@ -95,8 +95,8 @@ class Decoder : public torch::nn::Module {
   std::int64_t positions_length_ = -1;
 };
 
-/// Norm weights 1, biases 0, everything else about normal with standard deviation config.init_std: the sum of four uniforms, so that
-/// the values depend on seed, name and index only, on any machine.
+/// Norm weights 1, biases 0, everything else about normal with standard deviation config.init_std: the sum of four
+/// uniforms, so that the values depend on seed, name and index only, on any machine.
 void init_random(Decoder& decoder, std::uint64_t seed);
 
 }  // namespace regatta::finetune

@@ -25,7 +25,8 @@ class Reader {
   std::int64_t whole(const char* key) const {
     if (!has(key)) refuse(std::string("lacks '") + key + "'");
     const json& value = document_[key];
-    if (!value.is_number_integer() || value.get<std::int64_t>() < 1 || value.get<std::int64_t>() > (std::int64_t{1} << 40)) {
+    if (!value.is_number_integer() || value.get<std::int64_t>() < 1 ||
+        value.get<std::int64_t>() > (std::int64_t{1} << 40)) {
       refuse(std::string("has ") + key + " " + value.dump() + ", but a whole number from 1 up was expected");
     }
     return value.get<std::int64_t>();
@@ -42,16 +43,19 @@ class Reader {
   }
   bool flag(const char* key, bool otherwise) const {
     if (!has(key)) return otherwise;
-    if (!document_[key].is_boolean()) refuse(std::string("has ") + key + " " + document_[key].dump() + ", but true or false was expected");
+    if (!document_[key].is_boolean())
+      refuse(std::string("has ") + key + " " + document_[key].dump() + ", but true or false was expected");
     return document_[key].get<bool>();
   }
   std::string text(const char* key, const std::string& otherwise) const {
     if (!has(key)) return otherwise;
-    if (!document_[key].is_string()) refuse(std::string("has ") + key + " " + document_[key].dump() + ", but a string was expected");
+    if (!document_[key].is_string())
+      refuse(std::string("has ") + key + " " + document_[key].dump() + ", but a string was expected");
     return document_[key].get<std::string>();
   }
   Reader object(const char* key) const {
-    if (!document_[key].is_object()) refuse(std::string("has ") + key + " " + document_[key].dump() + ", but an object was expected");
+    if (!document_[key].is_object())
+      refuse(std::string("has ") + key + " " + document_[key].dump() + ", but an object was expected");
     return {path_, document_[key]};
   }
 
@@ -76,7 +80,8 @@ void read_rope(const Reader& top, DecoderConfig& config) {
     scaling.low_freq_factor = rope.number("low_freq_factor", scaling.low_freq_factor);
     scaling.high_freq_factor = rope.number("high_freq_factor", scaling.high_freq_factor);
     scaling.original_positions = rope.number("original_max_position_embeddings", scaling.original_positions);
-    if (scaling.high_freq_factor <= scaling.low_freq_factor) rope.refuse("has high_freq_factor not above low_freq_factor");
+    if (scaling.high_freq_factor <= scaling.low_freq_factor)
+      rope.refuse("has high_freq_factor not above low_freq_factor");
   } else if (kind != "linear") {
     rope.refuse("has rope scaling '" + kind + "', but default, linear or llama3 was expected");
   }
@@ -87,22 +92,31 @@ void read_rope(const Reader& top, DecoderConfig& config) {
 
 void DecoderConfig::check(const std::string& origin) const {
   const auto refuse = [&](const std::string& what) { throw Error(Code::invalid_argument, origin + ": " + what); };
-  for (const auto& [name, value] : {std::pair<const char*, std::int64_t>{"vocabulary", vocab}, {"hidden size", hidden},
-                                    {"intermediate size", intermediate}, {"number of layers", layers},
-                                    {"number of heads", heads}, {"number of key-value heads", kv_heads},
-                                    {"head size", head_dim}, {"number of positions", positions}}) {
-    if (value < 1) refuse(std::string("the ") + name + " is " + std::to_string(value) + ", but at least 1 was expected");
+  for (const auto& [name, value] : {std::pair<const char*, std::int64_t>{"vocabulary", vocab},
+                                    {"hidden size", hidden},
+                                    {"intermediate size", intermediate},
+                                    {"number of layers", layers},
+                                    {"number of heads", heads},
+                                    {"number of key-value heads", kv_heads},
+                                    {"head size", head_dim},
+                                    {"number of positions", positions}}) {
+    if (value < 1)
+      refuse(std::string("the ") + name + " is " + std::to_string(value) + ", but at least 1 was expected");
   }
   if (heads % kv_heads != 0) {
-    refuse(std::to_string(heads) + " heads cannot share " + std::to_string(kv_heads) + " key-value heads; a divisor was expected");
+    refuse(std::to_string(heads) + " heads cannot share " + std::to_string(kv_heads) +
+           " key-value heads; a divisor was expected");
   }
-  if (head_dim % 2 != 0) refuse("the head size " + std::to_string(head_dim) + " is odd, but rotary positions need an even one");
+  if (head_dim % 2 != 0)
+    refuse("the head size " + std::to_string(head_dim) + " is odd, but rotary positions need an even one");
 }
 
 DecoderConfig read_decoder_config(const std::string& folder) {
   const std::string path = (std::filesystem::path(folder) / "config.json").string();
   std::ifstream stream(path, std::ios::binary);
-  if (!stream) throw Error(Code::invalid_argument, path + ": cannot be opened; a folder with config.json and model.safetensors was expected");
+  if (!stream)
+    throw Error(Code::invalid_argument,
+                path + ": cannot be opened; a folder with config.json and model.safetensors was expected");
   DecoderConfig config;
   config.source.assign(std::istreambuf_iterator<char>(stream), {});
   const json document = json::parse(config.source, nullptr, false);
@@ -116,7 +130,8 @@ DecoderConfig read_decoder_config(const std::string& folder) {
   if (const std::string act = reader.text("hidden_act", "silu"); act != "silu") {
     reader.refuse("has hidden_act '" + act + "', but silu was expected");
   }
-  if (reader.number("partial_rotary_factor", 1) != 1) reader.refuse("rotates only a part of each head, which this decoder does not");
+  if (reader.number("partial_rotary_factor", 1) != 1)
+    reader.refuse("rotates only a part of each head, which this decoder does not");
   config.vocab = reader.whole("vocab_size");
   config.hidden = reader.whole("hidden_size");
   config.intermediate = reader.whole("intermediate_size");

@@ -1,8 +1,8 @@
 #pragma once
 // The sizes of a Llama-family decoder, as config.json of a Hugging Face checkpoint states them.
 //
-// Plain values; no thread or file is held. Errors: Error(invalid_argument) naming the file, the key, its value and what was
-// expected, also for a member of the family that this decoder cannot compute.
+// Plain values; no thread or file is held. Errors: Error(invalid_argument) naming the file, the key, its value and what
+// was expected, also for a member of the family that this decoder cannot compute.
 
 #include <cstdint>
 #include <optional>
@@ -29,7 +29,7 @@ struct DecoderConfig {
   std::int64_t heads = 4;
   std::int64_t kv_heads = 4;
   std::int64_t head_dim = 32;
-  std::int64_t positions = 2048;   ///< longest sequence the model was made for
+  std::int64_t positions = 2048;    ///< longest sequence the model was made for
   std::int64_t sliding_window = 0;  ///< 0: attention sees everything before
   double norm_eps = 1e-5;
   double rope_theta = 10000;
@@ -47,7 +47,8 @@ struct DecoderConfig {
 
 /// Reads `folder`/config.json.
 DecoderConfig read_decoder_config(const std::string& folder);
-/// The text of a config.json; keeps what `source` has and this program does not know. `dtype` is "float32" or "bfloat16".
+/// The text of a config.json; keeps what `source` has and this program does not know. `dtype` is "float32" or
+/// "bfloat16".
 std::string decoder_config_json(const DecoderConfig&, const std::string& dtype);
 
 }  // namespace regatta::finetune

@@ -24,33 +24,37 @@ sharding::Mesh mesh_of(const Options& options) {
       refuse("--mesh " + options.mesh + ": tp " + std::to_string(axis.size) +
              " comes with the tensor-parallel work; use tp=1 and ranks over dp for now");
     }
-    if (axis.name != "dp" && axis.name != "tp") refuse("--mesh " + options.mesh + ": the axis '" + axis.name + "' is unknown; dp and tp exist");
+    if (axis.name != "dp" && axis.name != "tp")
+      refuse("--mesh " + options.mesh + ": the axis '" + axis.name + "' is unknown; dp and tp exist");
   }
   return mesh;
 }
 
 void complete(Options& options, const sharding::Mesh& mesh) {
   const std::int64_t dp = mesh.size("dp");
-  for (const auto& [flag, value] : {std::pair<const char*, std::int64_t>{"--steps", options.steps}, {"--seq", options.seq},
-                                    {"--micro-batch", options.micro_batch}, {"--threads", options.threads}}) {
+  for (const auto& [flag, value] : {std::pair<const char*, std::int64_t>{"--steps", options.steps},
+                                    {"--seq", options.seq},
+                                    {"--micro-batch", options.micro_batch},
+                                    {"--threads", options.threads}}) {
     if (value < 1) refuse(std::string(flag) + " is " + std::to_string(value) + ", but at least 1 was expected");
   }
   if (options.global_batch == 0) options.global_batch = options.micro_batch * dp;
   if (options.global_batch < 1 || options.global_batch % (options.micro_batch * dp) != 0) {
-    refuse("--global-batch " + std::to_string(options.global_batch) + " is no multiple of " + std::to_string(options.micro_batch * dp) +
-           ", the sequences of one micro-batch (" + std::to_string(options.micro_batch) + ") on each of the " + std::to_string(dp) +
-           " dp ranks");
+    refuse("--global-batch " + std::to_string(options.global_batch) + " is no multiple of " +
+           std::to_string(options.micro_batch * dp) + ", the sequences of one micro-batch (" +
+           std::to_string(options.micro_batch) + ") on each of the " + std::to_string(dp) + " dp ranks");
   }
   const std::int64_t micro_batches = options.global_batch / (options.micro_batch * dp);
   if (options.engine.accumulation == Accumulation::tree && dp > 1 && (micro_batches & (micro_batches - 1)) != 0) {
-    refuse("--accumulation tree with " + std::to_string(micro_batches) + " micro-batches on each of " + std::to_string(dp) +
-           " ranks does not make one balanced tree; a power of two per rank was expected");
+    refuse("--accumulation tree with " + std::to_string(micro_batches) + " micro-batches on each of " +
+           std::to_string(dp) + " ranks does not make one balanced tree; a power of two per rank was expected");
   }
   options.engine.micro_batches = static_cast<int>(micro_batches);
   options.engine.threads = options.threads;
   options.schedule.steps = options.steps;
   if (options.schedule.warmup < 0 || options.schedule.warmup > options.steps) {
-    refuse("--warmup " + std::to_string(options.schedule.warmup) + " is not between 0 and the " + std::to_string(options.steps) + " steps");
+    refuse("--warmup " + std::to_string(options.schedule.warmup) + " is not between 0 and the " +
+           std::to_string(options.steps) + " steps");
   }
   if (options.eval_every > 0 && options.eval_data.empty()) refuse("--eval-every needs --eval-data");
   if (options.random_init()) options.sizes.check("the model of --init random");

@@ -43,7 +43,8 @@ struct Options {
 /// The mesh asked for; throws Error(invalid_argument) when it cannot be, also for what is not a data-parallel mesh.
 sharding::Mesh mesh_of(const Options& options);
 
-/// Completes defaults that depend on the mesh and throws Error(invalid_argument) with one sentence on what does not fit.
+/// Completes defaults that depend on the mesh and throws Error(invalid_argument) with one sentence on what does not
+/// fit.
 void complete(Options& options, const sharding::Mesh& mesh);
 
 }  // namespace regatta::finetune

@@ -48,14 +48,17 @@ TokenData::File::File(const std::string& file) : path(file) {
   struct stat status {};
   const bool known = ::fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode);
   byte_count = known ? status.st_size : 0;
-  void* mapped = byte_count > 0 ? ::mmap(nullptr, static_cast<std::size_t>(byte_count), PROT_READ, MAP_PRIVATE, descriptor, 0) : nullptr;
+  void* mapped = byte_count > 0
+                     ? ::mmap(nullptr, static_cast<std::size_t>(byte_count), PROT_READ, MAP_PRIVATE, descriptor, 0)
+                     : nullptr;
   ::close(descriptor);
   if (!known) refuse("is not a regular file");
   if (byte_count == 0) refuse("is empty");
   if (mapped == MAP_FAILED) refuse(std::string("cannot be mapped: ") + std::strerror(errno));
   bytes = static_cast<const unsigned char*>(mapped);
   if (byte_count % width != 0) {
-    refuse("is " + std::to_string(byte_count) + " bytes long, which is no whole number of " + std::to_string(width) + "-byte tokens");
+    refuse("is " + std::to_string(byte_count) + " bytes long, which is no whole number of " + std::to_string(width) +
+           "-byte tokens");
   }
 }
 
@@ -69,8 +72,9 @@ TokenData::TokenData(const std::vector<std::string>& paths, std::int64_t vocab) 
     has_text_ = has_text_ || file.width == 1;
     for (std::int64_t i = 0; i < file.count(); ++i) {
       if (file.token(i) >= vocab) {
-        throw Error(Code::invalid_argument, path + ": token " + std::to_string(i) + " is " + std::to_string(file.token(i)) +
-                                                ", but the model's vocabulary has " + std::to_string(vocab) + " entries");
+        throw Error(Code::invalid_argument, path + ": token " + std::to_string(i) + " is " +
+                                                std::to_string(file.token(i)) + ", but the model's vocabulary has " +
+                                                std::to_string(vocab) + " entries");
       }
     }
   }
@@ -81,7 +85,8 @@ TokenData::TokenData(TokenData&&) noexcept = default;
 
 void TokenData::read(std::int64_t begin, std::span<std::int64_t> out) const {
   auto file = std::upper_bound(files_.begin(), files_.end(), begin,
-                               [](std::int64_t token, const std::unique_ptr<File>& f) { return token < f->begin; }) - 1;
+                               [](std::int64_t token, const std::unique_ptr<File>& f) { return token < f->begin; }) -
+              1;
   std::int64_t at = begin - (*file)->begin;
   for (std::int64_t& token : out) {
     while (at == (*file)->count()) {
@@ -102,14 +107,16 @@ std::uint64_t mix(std::uint64_t value) {
 WindowSampler::WindowSampler(std::int64_t tokens, std::int64_t seq, std::uint64_t seed, const std::string& what)
     : seq_(seq), windows_(seq > 0 ? (tokens - 1) / seq : 0), seed_(seed), half_bits_(1) {
   if (windows_ < 1) {
-    throw Error(Code::invalid_argument, "a sequence of " + std::to_string(seq) + " tokens and the one after them do not fit " + what +
-                                            ", which has " + std::to_string(tokens) + " tokens");
+    throw Error(Code::invalid_argument, "a sequence of " + std::to_string(seq) +
+                                            " tokens and the one after them do not fit " + what + ", which has " +
+                                            std::to_string(tokens) + " tokens");
   }
   while ((std::int64_t{1} << (2 * half_bits_)) < windows_) ++half_bits_;
 }
 
 std::int64_t WindowSampler::begin(std::int64_t index) const {
-  // A Feistel network permutes [0, 4^half_bits); walking its cycle until a value falls below `windows_` permutes [0, windows_).
+  // A Feistel network permutes [0, 4^half_bits); walking its cycle until a value falls below `windows_` permutes [0,
+  // windows_).
   const std::uint64_t key = mix(seed_ ^ mix(static_cast<std::uint64_t>(index / windows_)));
   const std::uint64_t mask = (std::uint64_t{1} << half_bits_) - 1;
   std::uint64_t value = static_cast<std::uint64_t>(index % windows_);

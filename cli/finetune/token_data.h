@@ -1,9 +1,9 @@
 #pragma once
 // Tokens of text or token files, and which of them each micro-batch sees.
 //
-// Text is read byte by byte (token = byte); .u16 and .u32 files are raw little-endian token ids. Files are mapped, not copied,
-// and are one long packed sequence in the order given; it must not shrink while it is in use. Immutable after construction,
-// so any thread may read. Errors: Error(invalid_argument) naming the file.
+// Text is read byte by byte (token = byte); .u16 and .u32 files are raw little-endian token ids. Files are mapped, not
+// copied, and are one long packed sequence in the order given; it must not shrink while it is in use. Immutable after
+// construction, so any thread may read. Errors: Error(invalid_argument) naming the file.
 
 #include <cstdint>
 #include <memory>
@@ -33,9 +33,10 @@ class TokenData {
   bool has_text_ = false;
 };
 
-/// Which window of the data is sequence `index` of the job, index = step * global_batch + (sequence in the global batch).
-/// Windows are seq + 1 tokens long and overlap by the one token that is target of one and input of the next. Every epoch is
-/// another permutation of all of them. Depends on seed, data length and index only: never on ranks or history.
+/// Which window of the data is sequence `index` of the job, index = step * global_batch + (sequence in the global
+/// batch). Windows are seq + 1 tokens long and overlap by the one token that is target of one and input of the next.
+/// Every epoch is another permutation of all of them. Depends on seed, data length and index only: never on ranks or
+/// history.
 class WindowSampler {
  public:
   /// Requires tokens > seq; throws Error(invalid_argument) naming `what` otherwise.

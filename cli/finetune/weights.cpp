@@ -65,7 +65,8 @@ void check_fit(const Decoder& decoder, const safetensors::Model& model, const st
   add(missing, "missing");
   add(misshapen, "of another shape or type");
   add(extra, "that the model does not have");
-  if (!misfits.empty()) throw Error(Code::invalid_argument, folder + ": the weights do not fit config.json: " + misfits);
+  if (!misfits.empty())
+    throw Error(Code::invalid_argument, folder + ": the weights do not fit config.json: " + misfits);
 }
 
 }  // namespace
@@ -85,9 +86,10 @@ void load_weights(Decoder& decoder, const std::string& folder) {
       values.copy_(stored);
     }
     if (!at::isfinite(values).all().item<bool>()) {
-      throw Error(Code::invalid_argument, entry.file->path() + ": tensor '" + item.key() + "' has " +
-                                              std::to_string(values.numel() - at::isfinite(values).sum().item<std::int64_t>()) +
-                                              " values that are NaN or infinite");
+      throw Error(Code::invalid_argument,
+                  entry.file->path() + ": tensor '" + item.key() + "' has " +
+                      std::to_string(values.numel() - at::isfinite(values).sum().item<std::int64_t>()) +
+                      " values that are NaN or infinite");
     }
   }
 }
@@ -113,13 +115,14 @@ std::vector<std::string> save_weights(const Decoder& decoder, const std::string&
 }
 
 void copy_tokenizer(const std::string& from, const std::string& to) {
-  for (const char* name : {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
-                           "merges.txt", "added_tokens.json", "generation_config.json"}) {
+  for (const char* name : {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+                           "vocab.json", "merges.txt", "added_tokens.json", "generation_config.json"}) {
     const fs::path source = fs::path(from) / name;
     std::error_code failed;
     if (!fs::exists(source, failed)) continue;
     fs::copy_file(source, fs::path(to) / name, fs::copy_options::overwrite_existing, failed);
-    if (failed) throw Error(Code::checkpoint, source.string() + ": cannot be copied to " + to + ": " + failed.message());
+    if (failed)
+      throw Error(Code::checkpoint, source.string() + ": cannot be copied to " + to + ": " + failed.message());
   }
 }
 

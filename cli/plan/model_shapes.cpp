@@ -31,7 +31,8 @@ std::vector<ModelShape> decoder_shapes(const finetune::DecoderConfig& c) {
 
 ModelShape parse_shape(const std::string& text) {
   const auto wrong = [&] {
-    return Error(Code::invalid_argument, "--shape got '" + text + "'; expected NAME=ROWSxCOLS, for example up=8960x1536");
+    return Error(Code::invalid_argument,
+                 "--shape got '" + text + "'; expected NAME=ROWSxCOLS, for example up=8960x1536");
   };
   const std::size_t equals = text.rfind('=');
   if (equals == 0 || equals == std::string::npos) throw wrong();

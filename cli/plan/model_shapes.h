@@ -1,5 +1,6 @@
 #pragma once
-// The parameters of a model by name and shape, without its values: from a decoder's config.json, or as written on the command line.
+// The parameters of a model by name and shape, without its values: from a decoder's config.json, or as written on the
+// command line.
 
 #include <cstdint>
 #include <string>

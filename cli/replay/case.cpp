@@ -17,7 +17,8 @@ Error refuse(const std::string& path, const std::string& sentence) {
 
 void check_finite(const std::string& path, const std::string& name, const WholeTensor& tensor) {
   std::vector<float> values(tensor.values.size() / size_of(tensor.dtype));
-  kernels::cpu_kernels().to_f32(tensor.values.data(), tensor.dtype, values.data(), static_cast<std::int64_t>(values.size()));
+  kernels::cpu_kernels().to_f32(tensor.values.data(), tensor.dtype, values.data(),
+                                static_cast<std::int64_t>(values.size()));
   for (std::size_t i = 0; i < values.size(); ++i)
     if (!std::isfinite(values[i]))
       throw refuse(path, "tensor " + name + " holds " + (std::isnan(values[i]) ? "NaN" : "Inf") + " at element " +
@@ -57,7 +58,8 @@ ReplayCase ReplayCase::read(const std::string& path) {
   const auto check_owner = [&](const safetensors::Tensor& tensor, const std::string& owner) {
     const auto param = recorded.params.find(owner);
     if (param == recorded.params.end())
-      throw refuse(path, "tensor " + tensor.name + " belongs to parameter " + owner + ", but there is no param." + owner);
+      throw refuse(path,
+                   "tensor " + tensor.name + " belongs to parameter " + owner + ", but there is no param." + owner);
     if (param->second.shape != tensor.shape)
       throw refuse(path, "tensor " + tensor.name + " has shape " + safetensors::text_of(tensor.shape) + "; expected " +
                              safetensors::text_of(param->second.shape) + " as param." + owner);
@@ -68,7 +70,8 @@ ReplayCase ReplayCase::read(const std::string& path) {
     const std::size_t first = tensor.name.find('.'), second = tensor.name.find('.', first + 1);
     if ((!gradient && !tensor.name.starts_with("state.")) || second == std::string::npos)
       throw refuse(path, "tensor " + tensor.name + " is not named param.NAME, grad.STEP.NAME or state.STATE.NAME");
-    const std::string middle = tensor.name.substr(first + 1, second - first - 1), owner = tensor.name.substr(second + 1);
+    const std::string middle = tensor.name.substr(first + 1, second - first - 1),
+                      owner = tensor.name.substr(second + 1);
     check_owner(tensor, owner);
     if (!gradient) {
       recorded.states[middle].emplace(owner, load(file, tensor));

@@ -60,7 +60,8 @@ class Rank {
     for (std::size_t p = 0; p < recorded_.names.size(); ++p) {
       const std::string& name = recorded_.names[p];
       const WholeTensor& whole = recorded_.params.at(name);
-      Param param{name, whole.shape, whole.dtype, {}, options_.placement_of[p], options_.blocks_of[p], options_.group_of[p]};
+      Param param{
+          name, whole.shape, whole.dtype, {}, options_.placement_of[p], options_.blocks_of[p], options_.group_of[p]};
       if (!recorded_.gradients.empty()) param.grad_dtype = recorded_.gradients[0].at(name).dtype;
       params.push_back(std::move(param));
     }
@@ -74,8 +75,9 @@ class Rank {
     const std::vector<BlockPart> parts = engine_.plan().local_parts(transport_.rank(), p);
     std::int64_t local = 0;
     for (std::size_t b = 0; b < parts.size(); ++b) {
-      for_each_stretch(spec(p), b, parts[b],
-                       [&](std::int64_t whole, std::int64_t in_part, std::int64_t count) { copy(whole, local + in_part, count); });
+      for_each_stretch(spec(p), b, parts[b], [&](std::int64_t whole, std::int64_t in_part, std::int64_t count) {
+        copy(whole, local + in_part, count);
+      });
       local += parts[b].run.size();
     }
   }
@@ -99,13 +101,15 @@ class Rank {
           if (part.state != state || recorded_.names[part.param] != name) continue;
           known = true;
           if (part.dtype != whole.dtype)
-            throw Error(Code::invalid_argument, "tensor state." + state + "." + name + " is " + std::string(name_of(whole.dtype)) +
-                                                    "; this run keeps it in " + std::string(name_of(part.dtype)));
+            throw Error(Code::invalid_argument, "tensor state." + state + "." + name + " is " +
+                                                    std::string(name_of(whole.dtype)) + "; this run keeps it in " +
+                                                    std::string(name_of(part.dtype)));
           const std::int64_t size = size_of(whole.dtype);
           std::vector<std::byte> values(part.part.run.size() * size);
-          for_each_stretch(spec(part.param), part.block, part.part, [&](std::int64_t from, std::int64_t to, std::int64_t count) {
-            std::memcpy(values.data() + to * size, whole.values.data() + from * size, count * size);
-          });
+          for_each_stretch(spec(part.param), part.block, part.part,
+                           [&](std::int64_t from, std::int64_t to, std::int64_t count) {
+                             std::memcpy(values.data() + to * size, whole.values.data() + from * size, count * size);
+                           });
           engine_.load_state(part, values.data());
         }
         check_known(state, name, known);
@@ -115,14 +119,15 @@ class Rank {
   // A rank may hold no part of a parameter, but some rank must.
   void check_known(const std::string& state, const std::string& name, bool known) {
     bool anywhere = false;
-    for (const std::string& answer : transport_.gather_strings(known ? "1" : "0", "known state")) anywhere |= answer == "1";
+    for (const std::string& answer : transport_.gather_strings(known ? "1" : "0", "known state"))
+      anywhere |= answer == "1";
     if (!anywhere)
-      throw Error(Code::invalid_argument, "tensor state." + state + "." + name + " names a state that the rule of " + name +
-                                              " does not keep");
+      throw Error(Code::invalid_argument,
+                  "tensor state." + state + "." + name + " names a state that the rule of " + name + " does not keep");
   }
 
-  // Element i comes from dp rank i mod dp; the others give -0, which leaves every value as it is, so that the real reduction runs and
-  // every mesh sees exactly the recorded gradient.
+  // Element i comes from dp rank i mod dp; the others give -0, which leaves every value as it is, so that the real
+  // reduction runs and every mesh sees exactly the recorded gradient.
   void add_gradient(int k, int p) {
     const WholeTensor& whole = recorded_.gradients[k].at(recorded_.names[p]);
     const std::int64_t size = size_of(whole.dtype);
@@ -213,12 +218,13 @@ class Rank {
     }
     void put(std::size_t block, const BlockPart& part, const char* values, const std::string& name, int rank) {
       for_each_stretch(spec_, block, part, [&](std::int64_t to, std::int64_t from, std::int64_t count) {
-        std::byte* target = tensor_.values.data() + to * size_;
-        const bool before = filled_[to];
-        if (before && std::memcmp(target, values + from * size_, count * size_) != 0)
-          throw Error(Code::transport, "rank " + std::to_string(rank) + " holds other bits of " + name +
-                                           " than a rank before it; replicas must agree");
-        std::memcpy(target, values + from * size_, count * size_);
+        // Replicas may be cut at other places, so what is there already is compared element by element.
+        for (std::int64_t i = 0; i < count; ++i)
+          if (filled_[to + i] &&
+              std::memcmp(tensor_.values.data() + (to + i) * size_, values + (from + i) * size_, size_) != 0)
+            throw Error(Code::transport, "rank " + std::to_string(rank) + " holds other bits of " + name +
+                                             " than a rank before it; replicas must agree");
+        std::memcpy(tensor_.values.data() + to * size_, values + from * size_, count * size_);
         std::fill_n(filled_.begin() + to, count, true);
       });
     }

@@ -1,6 +1,6 @@
 #pragma once
-// One rank of a replay: gives its engine the recorded parameters, state and gradients as this rank would have them, steps, and
-// gathers the whole tensors back on rank 0.
+// One rank of a replay: gives its engine the recorded parameters, state and gradients as this rank would have them,
+// steps, and gathers the whole tensors back on rank 0.
 
 #include <functional>
 #include <map>

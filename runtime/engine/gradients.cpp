@@ -4,12 +4,6 @@
 #include <cstring>
 
 namespace regatta {
-namespace {
-
-constexpr int staging_slots = 2;
-
-}  // namespace
-
 Gradients::Gradients(const sharding::Plan& plan, int rank, Transport& dp_group, Settings settings,
                      const kernels::KernelTable& kernels)
     : plan_(plan), rank_(rank), group_(dp_group), settings_(settings), kernels_(kernels) {

@@ -21,6 +21,8 @@ namespace regatta {
 
 class Gradients {
  public:
+  static constexpr int staging_slots = 2;  ///< buckets of gradients in memory at a time (zero2)
+
   struct Settings {
     int micro_batches = 1;
     bool tree = false;

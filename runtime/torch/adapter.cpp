@@ -40,21 +40,24 @@ DType dtype_of(const at::Tensor& tensor, const std::string& name) {
     case at::kHalf: return DType::f16;
     default: break;
   }
-  throw Error(Code::invalid_argument, "parameter '" + name + "' has the element type " + c10::toString(tensor.scalar_type()) +
+  throw Error(Code::invalid_argument, "parameter '" + name + "' has the element type " +
+                                          c10::toString(tensor.scalar_type()) +
                                           ", but Float, BFloat16 or Half was expected");
 }
 
 std::vector<ModuleParam> module_params(const torch::nn::Module& module) {
   std::unordered_set<const at::TensorImpl*> embeddings;
   for (const auto& part : module.modules()) {
-    if (const auto* embedding = part->as<torch::nn::EmbeddingImpl>()) embeddings.insert(embedding->weight.unsafeGetTensorImpl());
+    if (const auto* embedding = part->as<torch::nn::EmbeddingImpl>())
+      embeddings.insert(embedding->weight.unsafeGetTensorImpl());
   }
   std::vector<ModuleParam> params;
   std::unordered_set<const at::TensorImpl*> seen;
   for (const auto& item : module.named_parameters()) {
     const at::Tensor& tensor = item.value();
     if (!tensor.defined() || !tensor.requires_grad() || !seen.insert(tensor.unsafeGetTensorImpl()).second) continue;
-    params.push_back({item.key(), tensor, kind_of(item.key(), tensor, embeddings.count(tensor.unsafeGetTensorImpl()) > 0)});
+    params.push_back(
+        {item.key(), tensor, kind_of(item.key(), tensor, embeddings.count(tensor.unsafeGetTensorImpl()) > 0)});
   }
   return params;
 }
@@ -67,7 +70,8 @@ std::vector<Param> describe(const std::vector<ModuleParam>& params) {
   std::vector<Param> described;
   for (const ModuleParam& param : params) {
     if (!param.tensor.device().is_cpu()) {
-      throw Error(Code::invalid_argument, "parameter '" + param.name + "' is on " + param.tensor.device().str() + ", but the CPU was expected");
+      throw Error(Code::invalid_argument,
+                  "parameter '" + param.name + "' is on " + param.tensor.device().str() + ", but the CPU was expected");
     }
     Param& entry = described.emplace_back();
     entry.name = param.name;
@@ -77,15 +81,17 @@ std::vector<Param> describe(const std::vector<ModuleParam>& params) {
   return described;
 }
 
-EngineAttachment::EngineAttachment(const std::vector<ModuleParam>& params, Engine& engine) : engine_(engine), params_(params) {
+EngineAttachment::EngineAttachment(const std::vector<ModuleParam>& params, Engine& engine)
+    : engine_(engine), params_(params) {
   for (std::size_t i = 0; i < params_.size(); ++i) {
     const int index = static_cast<int>(i);
     at::Tensor& tensor = params_[i].tensor;
     const ParamView view = engine_.param(index);
     if (view.numel != tensor.numel() || view.dtype != dtype_of(tensor, params_[i].name)) {
       throw Error(Code::invalid_argument, "parameter '" + params_[i].name + "' has " + std::to_string(tensor.numel()) +
-                                              " elements, but the engine's parameter " + std::to_string(index) + " has " +
-                                              std::to_string(view.numel) + " of " + std::string(name_of(view.dtype)));
+                                              " elements, but the engine's parameter " + std::to_string(index) +
+                                              " has " + std::to_string(view.numel) + " of " +
+                                              std::string(name_of(view.dtype)));
     }
     at::Tensor home = at::from_blob(view.data, tensor.sizes(), at::TensorOptions().dtype(scalar_type(view.dtype)));
     home.copy_(tensor.detach());

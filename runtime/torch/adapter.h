@@ -1,6 +1,6 @@
 #pragma once
-// Puts an Engine under a torch::nn::Module: parameters live in the engine's memory, and every gradient goes to the engine the
-// moment autograd has it, so that reductions run behind the rest of backward.
+// Puts an Engine under a torch::nn::Module: parameters live in the engine's memory, and every gradient goes to the
+// engine the moment autograd has it, so that reductions run behind the rest of backward.
 //
 //     std::vector<ModuleParam> params = module_params(*model);
 //     Engine engine(describe(params), groups, mesh, transport, options);
@@ -8,8 +8,9 @@
 //     for each micro-batch: loss.backward();                // gradients are handed over and dropped
 //     engine.step(lr);                                      // the module sees the new values
 //
-// One attachment per module and engine, on the engine's thread; backward must be called there as well. CPU tensors only.
-// Errors: Error(invalid_argument) naming the parameter. An error of the engine inside a hook comes out of backward().
+// One attachment per module and engine, on the engine's thread; backward must be called there as well. CPU tensors
+// only. Errors: Error(invalid_argument) naming the parameter. An error of the engine inside a hook comes out of
+// backward().
 
 #include <ATen/core/Tensor.h>
 #include <torch/nn/module.h>
@@ -36,8 +37,8 @@ struct ModuleParam {
   ParamKind kind = ParamKind::matrix;  ///< of the first name, when tied
 };
 
-/// The trainable parameters of a module in its own order; tied ones once, under their first name. Embeddings are the weights of
-/// torch::nn::Embedding and names with "embed"; heads are names with "lm_head".
+/// The trainable parameters of a module in its own order; tied ones once, under their first name. Embeddings are the
+/// weights of torch::nn::Embedding and names with "embed"; heads are names with "lm_head".
 std::vector<ModuleParam> module_params(const torch::nn::Module& module);
 
 /// Matrices get `matrix_rule`; embeddings, heads and everything of fewer than two dims get "adamw".
@@ -50,8 +51,8 @@ DType dtype_of(const at::Tensor& tensor, const std::string& name);
 
 class EngineAttachment {
  public:
-  /// Copies the values into the engine, makes the tensors views of it and publishes them. Requires params as given to the
-  /// engine, in its order.
+  /// Copies the values into the engine, makes the tensors views of it and publishes them. Requires params as given to
+  /// the engine, in its order.
   EngineAttachment(const std::vector<ModuleParam>& params, Engine& engine);
   /// Gives the tensors memory of their own again. Must run before the engine ends.
   ~EngineAttachment();

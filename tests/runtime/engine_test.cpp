@@ -21,13 +21,13 @@ std::atomic<std::int64_t> allocations{0};
 }  // namespace
 
 // Counts allocations of the whole program while `counting` is set.
-void* operator new(std::size_t size) {
+[[gnu::noinline]] void* operator new(std::size_t size) {
   if (counting) ++allocations;
   if (void* memory = std::malloc(size)) return memory;
   throw std::bad_alloc();
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace regatta {
 namespace {
@@ -139,7 +139,8 @@ TEST_F(EngineTest, TreeRefusesWhatItCannotPromise) {
   options_.accumulation = Accumulation::tree;
   global_batch_ = 6;
   EXPECT_EQ(error_of([&] { train(2); }),
-            "accumulation 'tree' gives the same bits on any number of ranks only when the number of micro-batches per rank is a "
+            "accumulation 'tree' gives the same bits on any number of ranks only when the number of micro-batches per "
+            "rank is a "
             "power of two; it is 3; use accumulation 'sum' or another split");
 }
 
@@ -245,9 +246,12 @@ TEST_F(EngineTest, ClippingUsesTheGlobalNorm) {
 
 TEST_F(EngineTest, ReportMeasuresTheAppliedUpdate) {
   testing::run_ranks(2, [&](Transport& transport) {
-    Engine engine({{"w", {4, 16}, DType::f32, {}, {}, {}, 0}},
-                  {{"reg", make_rule("reg", std::vector<std::pair<std::string, std::string>>{{"rho", "0.2"}, {"weight_decay", "0"}}), 1}},
-                  Mesh({{"dp", 2}}), transport, {});
+    Engine engine(
+        {{"w", {4, 16}, DType::f32, {}, {}, {}, 0}},
+        {{"reg",
+          make_rule("reg", std::vector<std::pair<std::string, std::string>>{{"rho", "0.2"}, {"weight_decay", "0"}}),
+          1}},
+        Mesh({{"dp", 2}}), transport, {});
     engine.publish_params();
     std::vector<float> grad = values(1, 64);
     for (int i = 0; i < 16; ++i) grad[i] = 0;  // one dead row
@@ -297,9 +301,10 @@ TEST_F(EngineTest, RanksThatDisagreeLearnTheFirstDifference) {
       Engine engine(mine, groups(), Mesh({{"dp", 2}}), transport, {});
     });
   });
-  EXPECT_EQ(error.substr(0, 100), std::string("ranks disagree on what to train: rank 0 has 'parameter tall 14x4 f32, gradient f32, placed "
-                                              "replicate, group reg")
-                                      .substr(0, 100));
+  EXPECT_EQ(error.substr(0, 100),
+            std::string("ranks disagree on what to train: rank 0 has 'parameter tall 14x4 f32, gradient f32, placed "
+                        "replicate, group reg")
+                .substr(0, 100));
   EXPECT_NE(error.find("rank 1 has 'parameter tall 14x5"), std::string::npos) << error;
 }
 
@@ -311,7 +316,8 @@ TEST_F(EngineTest, DifferentInitialValuesAreRefused) {
       engine.publish_params();
     });
   });
-  EXPECT_NE(error.find("initial parameter values differ between data-parallel ranks 0 and 1"), std::string::npos) << error;
+  EXPECT_NE(error.find("initial parameter values differ between data-parallel ranks 0 and 1"), std::string::npos)
+      << error;
 }
 
 TEST_F(EngineTest, WrongCallsNameTheParameterAndTheValue) {
@@ -326,8 +332,11 @@ TEST_F(EngineTest, WrongCallsNameTheParameterAndTheValue) {
               "parameter embed got more than 1 gradients in one step; call step() after each global batch");
     EngineOptions none;
     none.micro_batches = 0;
-    EXPECT_EQ(error_of([&] { Engine(params(), groups(), Mesh(), transport, none); }), "micro_batches is 0; expected at least 1");
-    EXPECT_EQ(error_of([&] { Engine(params(), groups(), Mesh({{"dp", 2}}), transport, {}); }),
+    EXPECT_EQ(error_of([&] { Engine(params(), groups(), Mesh(), transport, none); }),
+              "micro_batches is 0; expected at least 1");
+    EXPECT_EQ(error_of([&] {
+                Engine(params(), groups(), Mesh({{"dp", 2}}), transport, {});
+              }),
               "mesh dp=2 has 2 ranks but the transport has 1");
   });
 }
@@ -362,7 +371,9 @@ TEST_F(EngineTest, SteadyStateAllocatesNothing) {
         transport.barrier("stop counting");
         engine.step(0.01);
       }
-      if (transport.rank() == 0) EXPECT_EQ(inside, 0);
+      if (transport.rank() == 0) {
+        EXPECT_EQ(inside, 0);
+      }
     });
   }
 }

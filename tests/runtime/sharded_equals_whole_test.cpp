@@ -1,5 +1,5 @@
-// The promise of the engine: given the same gradients, a step gives the same bits at every world size, mesh, placement, cut, bucket size
-// and thread count; and the plan predicts every byte that travels.
+// The promise of the engine: given the same gradients, a step gives the same bits at every world size, mesh, placement,
+// cut, bucket size and thread count; and the plan predicts every byte that travels.
 
 #include <gtest/gtest.h>
 
@@ -30,8 +30,8 @@ struct Layout {
   std::string text() const {
     static constexpr const char* modes[] = {"zero1", "zero2", "sharded"};
     static constexpr const char* cuts[] = {"element", "row", "matrix"};
-    return mesh + " " + modes[static_cast<int>(mode)] + " cut " + cuts[static_cast<int>(cut)] + " place '" + place + "' bucket " +
-           std::to_string(bucket_bytes) + " threads " + std::to_string(threads);
+    return mesh + " " + modes[static_cast<int>(mode)] + " cut " + cuts[static_cast<int>(cut)] + " place '" + place +
+           "' bucket " + std::to_string(bucket_bytes) + " threads " + std::to_string(threads);
   }
 };
 
@@ -41,7 +41,8 @@ class ShardedEqualsWhole : public ::testing::Test {
   DType momentum_dtype_ = DType::f32;
   double clip_ = 0;
 
-  ReplayResult run(const ReplayCase& recorded, const std::string& rule, const Settings& settings, const Layout& layout) {
+  ReplayResult run(const ReplayCase& recorded, const std::string& rule, const Settings& settings,
+                   const Layout& layout) {
     ReplayOptions options;
     options.mesh = Mesh::parse(layout.mesh);
     options.engine.mode = layout.mode;
@@ -62,6 +63,7 @@ class ShardedEqualsWhole : public ::testing::Test {
       options.blocks_of.push_back(blocks == blocks_.end() ? std::vector<std::int64_t>{} : blocks->second);
     }
     ReplayResult result;
+    SCOPED_TRACE(layout.text());
     testing::run_ranks(options.mesh.world_size(), [&](Transport& transport) {
       ReplayResult mine = cli::replay(recorded, options, transport);
       if (transport.rank() == 0) result = std::move(mine);
@@ -73,7 +75,8 @@ class ShardedEqualsWhole : public ::testing::Test {
     EXPECT_TRUE(sharded.bytes_as_planned) << what;
     EXPECT_EQ(whole.last.grad_norm, sharded.last.grad_norm) << what;
     ASSERT_EQ(whole.tensors.size(), sharded.tensors.size()) << what;
-    for (const auto& [name, tensor] : whole.tensors) EXPECT_EQ(tensor.values, sharded.tensors.at(name).values) << name << ": " << what;
+    for (const auto& [name, tensor] : whole.tensors)
+      EXPECT_EQ(tensor.values, sharded.tensors.at(name).values) << name << ": " << what;
   }
 
   ReplayCase awkward_shapes(std::uint64_t seed, DType dtype = DType::f32, DType grad_dtype = DType::f32) {
@@ -95,7 +98,8 @@ class ShardedEqualsWhole : public ::testing::Test {
 
 // A few hundred random layouts for every rule configuration.
 void sweep_layouts(std::mt19937& random, int count, const std::function<void(const Layout&)>& check) {
-  static const char* meshes[] = {"dp=2", "dp=3", "dp=4", "dp=5", "dp=7", "tp=2", "tp=3", "tp=5", "dp=2,tp=2", "dp=3,tp=2", "dp=2,tp=3"};
+  static const char* meshes[] = {"dp=2", "dp=3", "dp=4",      "dp=5",      "dp=7",     "tp=2",
+                                 "tp=3", "tp=5", "dp=2,tp=2", "dp=3,tp=2", "dp=2,tp=3"};
   for (int i = 0; i < count; ++i) {
     Layout layout;
     layout.mesh = meshes[random() % std::size(meshes)];
@@ -121,7 +125,8 @@ TEST_F(ShardedEqualsWhole, RegForEveryNormAndPassCount) {
       const Settings settings{{"p", p}, {"passes", passes}};
       const ReplayResult whole = run(recorded, "reg", settings, {});
       sweep_layouts(random, 24, [&](const Layout& layout) {
-        expect_same(whole, run(recorded, "reg", settings, layout), "p " + std::string(p) + " passes " + passes + " on " + layout.text());
+        expect_same(whole, run(recorded, "reg", settings, layout),
+                    "p " + std::string(p) + " passes " + passes + " on " + layout.text());
       });
     }
 }
@@ -131,14 +136,17 @@ TEST_F(ShardedEqualsWhole, RegWhenDeadLinesCount) {
   const ReplayCase recorded = awkward_shapes(2);
   const Settings settings{{"zero_line", "count"}};
   const ReplayResult whole = run(recorded, "reg", settings, {});
-  sweep_layouts(random, 30, [&](const Layout& layout) { expect_same(whole, run(recorded, "reg", settings, layout), layout.text()); });
+  sweep_layouts(random, 30, [&](const Layout& layout) {
+    expect_same(whole, run(recorded, "reg", settings, layout), layout.text());
+  });
 }
 
 TEST_F(ShardedEqualsWhole, Adamw) {
   std::mt19937 random(13);
   const ReplayCase recorded = awkward_shapes(3);
   const ReplayResult whole = run(recorded, "adamw", {}, {});
-  sweep_layouts(random, 30, [&](const Layout& layout) { expect_same(whole, run(recorded, "adamw", {}, layout), layout.text()); });
+  sweep_layouts(random, 30,
+                [&](const Layout& layout) { expect_same(whole, run(recorded, "adamw", {}, layout), layout.text()); });
 }
 
 TEST_F(ShardedEqualsWhole, EveryDtype) {
@@ -152,8 +160,8 @@ TEST_F(ShardedEqualsWhole, EveryDtype) {
           const ReplayResult whole = run(recorded, rule, {}, {});
           sweep_layouts(random, 6, [&](const Layout& layout) {
             expect_same(whole, run(recorded, rule, {}, layout),
-                        std::string(rule) + " " + std::string(name_of(dtype)) + " grad " + std::string(name_of(grad_dtype)) + " " +
-                            layout.text());
+                        std::string(rule) + " " + std::string(name_of(dtype)) + " grad " +
+                            std::string(name_of(grad_dtype)) + " " + layout.text());
           });
         }
 }

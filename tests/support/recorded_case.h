@@ -18,13 +18,15 @@ inline cli::WholeTensor tensor_of(const std::vector<float>& values, std::vector<
   if (dtype == DType::f32)
     std::memcpy(tensor.values.data(), values.data(), tensor.values.size());
   else
-    kernels::cpu_kernels().from_f32(values.data(), tensor.values.data(), dtype, static_cast<std::int64_t>(values.size()));
+    kernels::cpu_kernels().from_f32(values.data(), tensor.values.data(), dtype,
+                                    static_cast<std::int64_t>(values.size()));
   return tensor;
 }
 
 inline std::vector<float> floats_of(const cli::WholeTensor& tensor) {
   std::vector<float> values(tensor.values.size() / size_of(tensor.dtype));
-  kernels::cpu_kernels().to_f32(tensor.values.data(), tensor.dtype, values.data(), static_cast<std::int64_t>(values.size()));
+  kernels::cpu_kernels().to_f32(tensor.values.data(), tensor.dtype, values.data(),
+                                static_cast<std::int64_t>(values.size()));
   return values;
 }
 

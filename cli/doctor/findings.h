@@ -1,0 +1,31 @@
+#pragma once
+// What would go wrong, or slow, on this machine, in sentences that say what to do. Pure functions of what was read.
+
+#include <string>
+#include <vector>
+
+#include "cli/doctor/libraries.h"
+#include "cli/doctor/machine.h"
+
+namespace regatta::cli {
+
+struct Finding {
+  bool serious = false;  ///< wrong or very slow, not just good to know
+  std::string text;
+};
+
+struct Circumstances {
+  Machine machine;
+  Libraries libraries;
+  std::string kernels;  ///< instruction set of the kernel table
+  std::string build_type;
+  bool built_with_mpi = false;
+  bool built_with_torch = false;
+  std::string omp_num_threads;         ///< of the environment; "" when unset
+  bool root_allowed = false;           ///< Open MPI may run as root
+  bool oversubscribe_allowed = false;  ///< Open MPI may start more ranks than cores
+};
+
+std::vector<Finding> find_problems(const Circumstances& circumstances);
+
+}  // namespace regatta::cli

@@ -1,0 +1,202 @@
+// `regatta finetune`: fine-tunes (or pre-trains) a decoder, under mpirun or on threads.
+
+#include <CLI/CLI.hpp>
+#include <map>
+#include <memory>
+
+#include "cli/commands.h"
+#include "cli/finetune/options.h"
+#include "cli/finetune/reporter.h"
+#include "cli/finetune/trainer.h"
+#include "cli/mesh_ranks.h"
+#include "runtime/error.h"
+
+namespace regatta::cli {
+
+namespace {
+
+using finetune::Options;
+
+void run(Options options) {
+  const sharding::Mesh mesh = finetune::mesh_of(options);
+  finetune::complete(options, mesh);
+  const RankSettings settings{"regatta finetune", options.transport, options.mesh, options.deadline_seconds};
+  set_exit_code(run_on_ranks(settings, [&](RankContext& context) {
+    std::unique_ptr<finetune::Reporter> reporter;
+    finetune::Observer observer;
+    if (context.transport.rank() == 0) {
+      reporter = std::make_unique<finetune::Reporter>(options);
+      observer.started = [&](const finetune::Summary& summary) { reporter->started(summary); };
+      observer.stepped = [&](const finetune::StepRecord& record) { reporter->stepped(record); };
+      observer.evaluated = [&](const finetune::EvalRecord& record) { reporter->evaluated(record); };
+      observer.warned = [&](const std::string& sentence) { reporter->warned(sentence); };
+    }
+    finetune::Trainer trainer(options, mesh, context.transport);
+    const finetune::Summary summary = trainer.run(observer);
+    if (reporter) reporter->finished(summary);
+  }));
+}
+
+void add_model_flags(CLI::App& command, Options& o) {
+  const char* group = "Model";
+  command
+      .add_option("--init", o.init, "'random', or a folder with config.json and model.safetensors (one file or a set)")
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--hidden", o.sizes.hidden, "Hidden size of a random model")->capture_default_str()->group(group);
+  command.add_option("--layers", o.sizes.layers, "Layers")->capture_default_str()->group(group);
+  command.add_option("--heads", o.sizes.heads, "Attention heads")->capture_default_str()->group(group);
+  command.add_option("--kv-heads", o.sizes.kv_heads, "Key-value heads; --heads by default")->group(group);
+  command.add_option("--intermediate", o.sizes.intermediate, "Size inside the MLP; about 8/3 of --hidden by default")
+      ->group(group);
+  command.add_option("--vocab", o.sizes.vocab, "Vocabulary; 256 is bytes")->capture_default_str()->group(group);
+  command.add_flag("--tie", o.sizes.tied_head, "The head is the embedding")->group(group);
+  command.add_option("--init-std", o.sizes.init_std, "Standard deviation of random weights")
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--dtype", o.dtype, "Of parameters and arithmetic: fp32, or bf16 with fp32 master weights")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, DType>{{"fp32", DType::f32}, {"bf16", DType::bf16}}))
+      ->default_str("fp32")
+      ->group(group);
+}
+
+void add_data_flags(CLI::App& command, Options& o) {
+  const char* group = "Data";
+  command.add_option("--data", o.data, "Text read as bytes, or .u16/.u32 files of little-endian token ids")
+      ->required()
+      ->group(group);
+  command.add_option("--eval-data", o.eval_data, "The same for evaluation; before and after training")->group(group);
+  command.add_option("--eval-every", o.eval_every, "Also after every so many steps")
+      ->check(CLI::NonNegativeNumber)
+      ->group(group);
+  command.add_option("--eval-sequences", o.eval_sequences, "Sequences of an evaluation, evenly spread; 0 is all")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber)
+      ->group(group);
+  command.add_option("--seq", o.seq, "Tokens of a sequence")->capture_default_str()->group(group);
+  command.add_option("--seed", o.seed, "Of random weights and of the order of the data")
+      ->capture_default_str()
+      ->group(group);
+}
+
+void add_training_flags(CLI::App& command, Options& o) {
+  const char* group = "Training";
+  command.add_option("--steps", o.steps, "Optimizer steps")->capture_default_str()->group(group);
+  command.add_option("--micro-batch", o.micro_batch, "Sequences of one forward and backward")
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--global-batch", o.global_batch,
+                  "Sequences of a step over all ranks; one micro-batch per rank by default")
+      ->check(CLI::PositiveNumber)
+      ->group(group);
+  command
+      .add_option("--accumulation", o.engine.accumulation,
+                  "How micro-batch gradients add up: sum, or tree for the same bits on 1, 2, 4 ... ranks")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, Accumulation>{{"sum", Accumulation::sum}, {"tree", Accumulation::tree}}))
+      ->default_str("sum")
+      ->group(group);
+  add_rule_flags(command, o.rules);
+  command.add_option("--lr", o.schedule.base, "Learning rate; --set lr=X does the same")
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--schedule", o.schedule.kind, "constant, linear or cosine decay")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, Schedule::Kind>{{"constant", Schedule::Kind::constant},
+                                                                                {"linear", Schedule::Kind::linear},
+                                                                                {"cosine", Schedule::Kind::cosine}}))
+      ->default_str("constant")
+      ->group(group);
+  command.add_option("--warmup", o.schedule.warmup, "Steps of linear warm-up")->capture_default_str()->group(group);
+  command.add_option("--final-lr-ratio", o.schedule.final_ratio, "Part of the learning rate that decay ends at")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1.0))
+      ->group(group);
+  command.add_option("--clip", o.engine.clip, "Global gradient norm to clip at; 0 is off")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber)
+      ->group(group);
+  command
+      .add_option("--loss-scale", o.engine.loss_scaling.initial,
+                  "Static factor of the loss, taken out of the gradients again")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber)
+      ->group(group);
+  command.add_option("--non-finite", o.engine.non_finite, "What a gradient of NaN or Inf does: skip the step, or stop")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, NonFinite>{{"skip", NonFinite::skip}, {"stop", NonFinite::stop}}))
+      ->default_str("skip")
+      ->group(group);
+}
+
+void add_sharding_flags(CLI::App& command, Options& o) {
+  const char* group = "Ranks and sharding";
+  command.add_option("--mesh", o.mesh, "Ranks by axis, for example dp=4")->capture_default_str()->group(group);
+  command.add_option("--transport", o.transport, "local (ranks are threads) or mpi (under mpirun)")
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--threads", o.threads, "Threads of each rank")->capture_default_str()->group(group);
+  command.add_option("--mode", o.engine.mode, "zero1 shards state; zero2 frees gradients early as well")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, Mode>{{"zero1", Mode::zero1}, {"zero2", Mode::zero2}}))
+      ->default_str("zero1")
+      ->group(group);
+  command.add_option("--cut", o.engine.cut, "Where a rank's chunk may end: element, row or matrix")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, sharding::Cut>{
+          {"element", sharding::Cut::element}, {"row", sharding::Cut::row}, {"matrix", sharding::Cut::matrix}}))
+      ->default_str("row")
+      ->group(group);
+  command.add_option("--bucket-bytes", o.engine.bucket_bytes, "Least bytes of a bucket")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber)
+      ->group(group);
+  command.add_option("--deadline", o.deadline_seconds, "Seconds to wait for a peer")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber)
+      ->group(group);
+}
+
+}  // namespace
+
+void add_finetune(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("finetune", "Fine-tune or pre-train a decoder on text");
+  command->footer(
+      "Examples:\n"
+      "  regatta finetune --init random --data text.txt --eval-data other.txt --steps 200 --out base\n"
+      "  regatta finetune --init base --data mine.txt --mesh dp=2 --rule reg --lr 0.003 --out tuned\n"
+      "  mpirun -n 4 regatta finetune --init base --data mine.txt --mesh dp=4 --transport mpi \\\n"
+      "      --micro-batch 4 --global-batch 32 --accumulation tree --out tuned\n"
+      "The weights end in OUT/model.safetensors beside OUT/config.json; OUT/log.jsonl has a line per step.\n"
+      "With --accumulation tree the weights have the same bits on 1, 2, 4, ... ranks.");
+  add_model_flags(*command, *options);
+  add_data_flags(*command, *options);
+  add_training_flags(*command, *options);
+  add_sharding_flags(*command, *options);
+  command->add_option("--out", options->out, "Folder for the results")->required()->group("Output");
+  command->add_flag("--json", options->json, "Also a summary as one JSON document on stdout")->group("Output");
+  command->set_config("--config", "", "File of flags, as NAME = VALUE lines (TOML); flags on the command line win")
+      ->group("Output");
+  command->callback([options, command] {
+    finetune::DecoderConfig& sizes = options->sizes;
+    if (command->count("--kv-heads") == 0) sizes.kv_heads = sizes.heads;
+    if (command->count("--intermediate") == 0) sizes.intermediate = (sizes.hidden * 8 / 3 + 15) / 16 * 16;
+    if (options->random_init() && sizes.heads > 0) {
+      if (sizes.hidden % sizes.heads != 0) {
+        throw Error(Code::invalid_argument, "--hidden " + std::to_string(sizes.hidden) + " is no multiple of --heads " +
+                                                std::to_string(sizes.heads));
+      }
+      sizes.head_dim = sizes.hidden / sizes.heads;
+      sizes.positions = std::max(sizes.positions, options->seq);
+    }
+    for (const char* flag :
+         {"--hidden", "--layers", "--heads", "--kv-heads", "--intermediate", "--vocab", "--tie", "--init-std"}) {
+      if (!options->random_init() && command->count(flag) > 0) {
+        throw Error(Code::invalid_argument, std::string(flag) + " describes a random model, but --init is " +
+                                                options->init + ", whose config.json decides");
+      }
+    }
+    run(*options);
+  });
+}
+
+}  // namespace regatta::cli

@@ -1,0 +1,98 @@
+#include <gtest/gtest.h>
+
+#include "tests/kernels/kernel_case.h"
+
+namespace regatta::testing {
+namespace {
+
+struct AdamwCase {
+  Elements grad, moment1, moment2, weight, param;
+
+  AdamwCase(Random& random, std::int64_t count, DType grad_dtype, DType moment_dtype, DType param_dtype, int shift)
+      : grad(grad_dtype, count, shift),
+        moment1(moment_dtype, count, shift + 1),
+        moment2(DType::f32, count, shift),
+        weight(DType::f32, count, 2 * shift),
+        param(param_dtype, count, shift) {
+    grad.fill(random, 1, 8);
+    moment1.fill(random, 1, 8);
+    moment2.fill(random, 1, 8);
+    for (std::int64_t i = 0; i < count; ++i) moment2.set(i, std::fabs(moment2[i]));
+    weight.fill(random, 1, 2);
+  }
+
+  kernels::AdamwArgs args(std::int64_t begin, std::int64_t end, kernels::SweepHealth& health) {
+    kernels::AdamwArgs args;
+    args.count = end - begin;
+    args.grad = grad.at(begin);
+    args.grad_dtype = grad.dtype();
+    args.moment1 = moment1.at(begin);
+    args.moment1_dtype = moment1.dtype();
+    args.moment2 = moment2.floats() + begin;
+    args.weight = weight.floats() + begin;
+    args.param = param.dtype() == DType::f32 ? nullptr : param.at(begin);
+    args.param_dtype = param.dtype();
+    args.grad_scale = 0.37F;
+    args.inverse_sqrt_correction2 = 9.13F;
+    args.step = 0.011F;
+    args.decay = 0.9991F;
+    args.health = &health;
+    return args;
+  }
+};
+
+TEST(Adamw, EveryTableAndSplitGivesTheSameBits) {
+  Random random(12);
+  for (const DType grad : {DType::f32, DType::bf16, DType::f16})
+    for (const DType moment : {DType::f32, DType::bf16})
+      for (const DType param : {DType::f32, DType::bf16, DType::f16})
+        for (const std::int64_t count : {1, 5, 16, 47, 1031}) {
+          const AdamwCase start(random, count, grad, moment, param, static_cast<int>(random() % 4));
+          AdamwCase expected = start;
+          kernels::SweepHealth expected_health;
+          scalar_adamw(expected.args(0, count, expected_health));
+          for (const kernels::KernelTable* table : kernels::all_cpu_kernels())
+            for (const std::int64_t piece : {count, std::int64_t{7}, std::int64_t{160}}) {
+              AdamwCase result = start;
+              kernels::SweepHealth health;
+              for (std::int64_t begin = 0; begin < count; begin += piece)
+                table->adamw(result.args(begin, std::min(begin + piece, count), health));
+              EXPECT_SAME_BITS(result.moment1, expected.moment1);
+              EXPECT_SAME_BITS(result.moment2, expected.moment2);
+              EXPECT_SAME_BITS(result.weight, expected.weight);
+              EXPECT_SAME_BITS(result.param, expected.param);
+              EXPECT_NEAR(health.update_squares, expected_health.update_squares, 1e-9 * expected_health.update_squares);
+              EXPECT_NEAR(health.weight_squares, expected_health.weight_squares, 1e-9 * expected_health.weight_squares);
+            }
+        }
+}
+
+TEST(Adamw, HealthBitsAreEqualOverTables) {
+  Random random(13);
+  const AdamwCase start(random, 1003, DType::f32, DType::f32, DType::f32, 1);
+  std::vector<double> figures;
+  for (const kernels::KernelTable* table : kernels::all_cpu_kernels()) {
+    AdamwCase result = start;
+    kernels::SweepHealth health;
+    table->adamw(result.args(0, 1003, health));
+    figures.push_back(health.update_squares);
+    EXPECT_EQ(figures.front(), health.update_squares) << table->isa;
+  }
+}
+
+// With eps 0 the lanes past the end must not leak into the figures.
+TEST(Adamw, ZeroEpsAtATail) {
+  Random random(14);
+  for (const kernels::KernelTable* table : kernels::all_cpu_kernels()) {
+    AdamwCase result(random, 19, DType::f32, DType::f32, DType::f32, 0);
+    for (std::int64_t i = 0; i < 19; ++i) result.grad.set(i, 1);
+    kernels::SweepHealth health;
+    kernels::AdamwArgs args = result.args(0, 19, health);
+    args.eps = 0;
+    table->adamw(args);
+    EXPECT_TRUE(std::isfinite(health.update_squares)) << table->isa;
+  }
+}
+
+}  // namespace
+}  // namespace regatta::testing

@@ -1,0 +1,10 @@
+# Objects compiled for one instruction set must hold nothing that the linker may share with others: no weak symbols.
+foreach(object IN LISTS OBJECTS)
+  execute_process(COMMAND ${NM} ${object} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
+  if(NOT symbols MATCHES " [TtRr] ")
+    message(FATAL_ERROR "${object}: nm lists no symbol at all")
+  endif()
+  if(symbols MATCHES "[^\n]* [WwVvu] [^\n]*")
+    message(FATAL_ERROR "${object} has a symbol that another instruction set could link to: ${CMAKE_MATCH_0}")
+  endif()
+endforeach()
