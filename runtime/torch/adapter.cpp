@@ -47,10 +47,12 @@ DType dtype_of(const at::Tensor& tensor, const std::string& name) {
 
 std::vector<ModuleParam> module_params(const torch::nn::Module& module) {
   std::unordered_set<const at::TensorImpl*> embeddings;
-  for (const auto& part : module.modules()) {
-    if (const auto* embedding = part->as<torch::nn::EmbeddingImpl>())
+  const auto note = [&](const torch::nn::Module& part) {
+    if (const auto* embedding = part.as<torch::nn::EmbeddingImpl>())
       embeddings.insert(embedding->weight.unsafeGetTensorImpl());
-  }
+  };
+  note(module);  // which need not be owned by a shared_ptr, as modules() with itself would want
+  for (const auto& part : module.modules(/*include_self=*/false)) note(*part);
   std::vector<ModuleParam> params;
   std::unordered_set<const at::TensorImpl*> seen;
   for (const auto& item : module.named_parameters()) {
