@@ -3,10 +3,10 @@
 #include <c10/util/Exception.h>
 
 #include <CLI/CLI.hpp>
-#include <map>
 #include <memory>
 
 #include "cli/commands.h"
+#include "cli/config_file.h"
 #include "cli/finetune/options.h"
 #include "cli/finetune/reporter.h"
 #include "cli/finetune/trainer.h"
@@ -74,16 +74,15 @@ void add_model_flags(CLI::App& command, Options& o) {
   command.add_option("--init-std", o.sizes.init_std, "Standard deviation of random weights")
       ->capture_default_str()
       ->group(group);
-  command.add_option("--dtype", o.dtype, "Of parameters and arithmetic: fp32, or bf16 with fp32 master weights")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, DType>{{"fp32", DType::f32}, {"bf16", DType::bf16}}))
-      ->default_str("fp32")
+  command.add_option("--dtype", o.dtype_name, "Of parameters and arithmetic: fp32, or bf16 with fp32 master weights")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"fp32", "bf16"}))
       ->group(group);
 }
 
 void add_data_flags(CLI::App& command, Options& o) {
   const char* group = "Data";
   command.add_option("--data", o.data, "Text read as bytes, or .u16/.u32 files of little-endian token ids")
-      ->required()
       ->group(group);
   command.add_option("--eval-data", o.eval_data, "The same for evaluation; before and after training")->group(group);
   command.add_option("--eval-every", o.eval_every, "Also after every so many steps")
@@ -111,21 +110,18 @@ void add_training_flags(CLI::App& command, Options& o) {
       ->check(CLI::PositiveNumber)
       ->group(group);
   command
-      .add_option("--accumulation", o.engine.accumulation,
+      .add_option("--accumulation", o.accumulation,
                   "How micro-batch gradients add up: sum, or tree for the same bits on 1, 2, 4 ... ranks")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, Accumulation>{{"sum", Accumulation::sum}, {"tree", Accumulation::tree}}))
-      ->default_str("sum")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"sum", "tree"}))
       ->group(group);
   add_rule_flags(command, o.rules);
   command.add_option("--lr", o.schedule.base, "Learning rate; --set lr=X does the same")
       ->capture_default_str()
       ->group(group);
-  command.add_option("--schedule", o.schedule.kind, "constant, linear or cosine decay")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, Schedule::Kind>{{"constant", Schedule::Kind::constant},
-                                                                                {"linear", Schedule::Kind::linear},
-                                                                                {"cosine", Schedule::Kind::cosine}}))
-      ->default_str("constant")
+  command.add_option("--schedule", o.schedule_name, "constant, linear or cosine decay")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"constant", "linear", "cosine"}))
       ->group(group);
   command.add_option("--warmup", o.schedule.warmup, "Steps of linear warm-up")->capture_default_str()->group(group);
   command.add_option("--final-lr-ratio", o.schedule.final_ratio, "Part of the learning rate that decay ends at")
@@ -138,10 +134,9 @@ void add_training_flags(CLI::App& command, Options& o) {
       ->capture_default_str()
       ->check(CLI::PositiveNumber)
       ->group(group);
-  command.add_option("--non-finite", o.engine.non_finite, "What a gradient of NaN or Inf does: skip the step, or stop")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, NonFinite>{{"skip", NonFinite::skip}, {"stop", NonFinite::stop}}))
-      ->default_str("skip")
+  command.add_option("--non-finite", o.non_finite, "What a gradient of NaN or Inf does: skip the step, or stop")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"skip", "stop"}))
       ->group(group);
 }
 
@@ -171,11 +166,16 @@ void add_finetune(CLI::App& app) {
   add_data_flags(*command, *options);
   add_training_flags(*command, *options);
   add_rank_flags(*command, *options);
-  command->add_option("--out", options->out, "Folder for the results")->required()->group("Output");
+  command->add_option("--out", options->out, "Folder for the results")->group("Output");
   command->add_flag("--json", options->json, "Also a summary as one JSON document on stdout")->group("Output");
-  command->set_config("--config", "", "File of flags, as NAME = VALUE lines (TOML); flags on the command line win")
+  command->add_option("--config", options->config, "TOML file of flags, NAME = VALUE; the command line wins")
       ->group("Output");
   command->callback([options, command] {
+    if (!options->config.empty()) apply_config(*command, options->config);
+    for (const char* flag : {"--data", "--out"}) {
+      if (command->count(flag) == 0)
+        throw Error(Code::invalid_argument, std::string(flag) + " is required; see regatta finetune --help");
+    }
     finetune::DecoderConfig& sizes = options->sizes;
     options->bucket_bytes_given = command->count("--bucket-bytes") > 0;
     if (command->count("--kv-heads") == 0) sizes.kv_heads = sizes.heads;

@@ -1,5 +1,7 @@
 #include "cli/finetune/options.h"
 
+#include <cmath>
+
 #include "runtime/error.h"
 
 namespace regatta::finetune {
@@ -34,11 +36,16 @@ void complete(Options& options, const sharding::Mesh& mesh) {
     refuse("--place " + options.engine_flags.places.front() +
            " comes with the tensor-parallel work; over dp the engine shards by itself");
   }
-  EngineOptions engine = cli::engine_options(options.engine_flags);
-  engine.accumulation = options.engine.accumulation;
-  engine.non_finite = options.engine.non_finite;
-  engine.loss_scaling = options.engine.loss_scaling;
-  options.engine = engine;
+  const LossScaling loss_scaling = options.engine.loss_scaling;
+  options.engine = cli::engine_options(options.engine_flags);
+  options.engine.loss_scaling = loss_scaling;
+  options.engine.accumulation = options.accumulation == "tree" ? Accumulation::tree : Accumulation::sum;
+  options.engine.non_finite = options.non_finite == "stop" ? NonFinite::stop : NonFinite::skip;
+  options.dtype = *dtype_of(options.dtype_name);
+  options.schedule.kind = Schedule::parse(options.schedule_name);
+  if (!(options.schedule.base >= 0) || std::isinf(options.schedule.base)) {
+    refuse("--lr " + std::to_string(options.schedule.base) + " is no learning rate; a number from 0 up was expected");
+  }
 
   const std::int64_t dp = mesh.size("dp");
   for (const auto& [flag, value] : {std::pair<const char*, std::int64_t>{"--steps", options.steps},

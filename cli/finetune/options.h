@@ -27,15 +27,17 @@ struct Options {
   std::int64_t micro_batch = 4;
   std::int64_t global_batch = 0;  ///< 0: one micro-batch per dp rank
   std::string transport = "local";
-  DType dtype = DType::f32;
+  std::string dtype_name = "fp32", accumulation = "sum", schedule_name = "constant", non_finite = "skip";
+  DType dtype = DType::f32;  ///< from its name, by complete()
   std::uint64_t seed = 0;
   cli::RuleFlags rules;
   Schedule schedule;
   cli::EngineFlags engine_flags;
   bool bucket_bytes_given = false;  ///< otherwise they follow the size of the model
-  EngineOptions engine;  ///< partly flags of its own; complete() takes the rest from engine_flags
+  EngineOptions engine;             ///< from engine_flags and others, by complete()
   double deadline_seconds = 600;
   std::string out;
+  std::string config;
   bool json = false;
 
   bool random_init() const { return init == "random"; }

@@ -45,7 +45,7 @@ class Training : public ::testing::Test {
     o.global_batch = 16;
     o.seed = 4;
     o.schedule.base = 0.01;
-    o.engine.accumulation = Accumulation::tree;
+    o.accumulation = "tree";
     o.engine_flags.clip = 1;
     o.engine_flags.bucket_bytes = 4000;
     o.bucket_bytes_given = true;
@@ -117,7 +117,7 @@ TEST_F(Training, TheSameBitsOnOneTwoAndFourRanks) {
 
 TEST_F(Training, Bf16KeepsItsBitsToo) {
   Options o = options("bf16-1");
-  o.dtype = DType::bf16;
+  o.dtype_name = "bf16";
   const Outcome one = train(o, 1);
   o.out = (folder_ / "bf16-2").string();
   const Outcome two = train(o, 2);
