@@ -141,7 +141,6 @@ void add_replay(CLI::App& app) {
   command->add_option("--device", flags->device, "cpu")->capture_default_str();
   command->add_option("--steps", flags->steps, "Steps to apply; all recorded ones by default")
       ->check(CLI::NonNegativeNumber);
-  command->add_option("--clip", flags->clip, "Global gradient norm to clip at; 0 is off")->capture_default_str();
   command->add_option("--deadline", flags->deadline_seconds, "Seconds to wait for a peer")->capture_default_str();
   command->add_flag("--json", flags->json, "One JSON document on stdout");
   command->callback([flags] { run(*flags); });
