@@ -20,18 +20,23 @@ using finetune::Options;
 void run(Options options) {
   const sharding::Mesh mesh = finetune::mesh_of(options);
   finetune::complete(options, mesh);
-  const RankSettings settings{"regatta finetune", options.transport, options.mesh, options.deadline_seconds};
+  const RankSettings settings{"regatta finetune", options.transport, options.engine_flags.mesh,
+                              options.deadline_seconds};
   set_exit_code(run_on_ranks(settings, [&](RankContext& context) {
+    std::unique_ptr<finetune::Job> job;
     std::unique_ptr<finetune::Reporter> reporter;
+    context.agree([&] {
+      job = std::make_unique<finetune::Job>(options);
+      if (context.rank == 0) reporter = std::make_unique<finetune::Reporter>(options);
+    });
     finetune::Observer observer;
-    if (context.transport.rank() == 0) {
-      reporter = std::make_unique<finetune::Reporter>(options);
+    if (reporter) {
       observer.started = [&](const finetune::Summary& summary) { reporter->started(summary); };
       observer.stepped = [&](const finetune::StepRecord& record) { reporter->stepped(record); };
       observer.evaluated = [&](const finetune::EvalRecord& record) { reporter->evaluated(record); };
       observer.warned = [&](const std::string& sentence) { reporter->warned(sentence); };
     }
-    finetune::Trainer trainer(options, mesh, context.transport);
+    finetune::Trainer trainer(*job, mesh, context.transport);
     const finetune::Summary summary = trainer.run(observer);
     if (reporter) reporter->finished(summary);
   }));
@@ -112,10 +117,6 @@ void add_training_flags(CLI::App& command, Options& o) {
       ->capture_default_str()
       ->check(CLI::Range(0.0, 1.0))
       ->group(group);
-  command.add_option("--clip", o.engine.clip, "Global gradient norm to clip at; 0 is off")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber)
-      ->group(group);
   command
       .add_option("--loss-scale", o.engine.loss_scaling.initial,
                   "Static factor of the loss, taken out of the gradients again")
@@ -129,30 +130,13 @@ void add_training_flags(CLI::App& command, Options& o) {
       ->group(group);
 }
 
-void add_sharding_flags(CLI::App& command, Options& o) {
-  const char* group = "Ranks and sharding";
-  command.add_option("--mesh", o.mesh, "Ranks by axis, for example dp=4")->capture_default_str()->group(group);
+void add_rank_flags(CLI::App& command, Options& o) {
+  add_engine_flags(command, o.engine_flags);
   command.add_option("--transport", o.transport, "local (ranks are threads) or mpi (under mpirun)")
-      ->capture_default_str()
-      ->group(group);
-  command.add_option("--threads", o.threads, "Threads of each rank")->capture_default_str()->group(group);
-  command.add_option("--mode", o.engine.mode, "zero1 shards state; zero2 frees gradients early as well")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, Mode>{{"zero1", Mode::zero1}, {"zero2", Mode::zero2}}))
-      ->default_str("zero1")
-      ->group(group);
-  command.add_option("--cut", o.engine.cut, "Where a rank's chunk may end: element, row or matrix")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, sharding::Cut>{
-          {"element", sharding::Cut::element}, {"row", sharding::Cut::row}, {"matrix", sharding::Cut::matrix}}))
-      ->default_str("row")
-      ->group(group);
-  command.add_option("--bucket-bytes", o.engine.bucket_bytes, "Least bytes of a bucket")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber)
-      ->group(group);
+      ->capture_default_str();
   command.add_option("--deadline", o.deadline_seconds, "Seconds to wait for a peer")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber)
-      ->group(group);
+      ->check(CLI::PositiveNumber);
 }
 
 }  // namespace
@@ -171,7 +155,7 @@ void add_finetune(CLI::App& app) {
   add_model_flags(*command, *options);
   add_data_flags(*command, *options);
   add_training_flags(*command, *options);
-  add_sharding_flags(*command, *options);
+  add_rank_flags(*command, *options);
   command->add_option("--out", options->out, "Folder for the results")->required()->group("Output");
   command->add_flag("--json", options->json, "Also a summary as one JSON document on stdout")->group("Output");
   command->set_config("--config", "", "File of flags, as NAME = VALUE lines (TOML); flags on the command line win")

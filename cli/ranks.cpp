@@ -143,14 +143,16 @@ int run_threads(int world_size, const RunOptions& options, const TransportOption
   }
   // The ranks that began it say so; that the others followed is no news within one process.
   bool said = false;
-  for (int pass = 0; pass < 2 && !said; ++pass) {
-    for (int r = 0; r < world_size && !(pass == 1 && said); ++r) {
-      if (pass == 0 && told[static_cast<std::size_t>(r)].secondary) continue;
+  const auto tell = [&](bool secondary) {
+    for (int r = 0; r < world_size; ++r) {
+      if (told[static_cast<std::size_t>(r)].secondary != secondary || (secondary && said)) continue;
       const std::string line = line_of(told, r);
       say(options, line);
       said = said || !line.empty();
     }
-  }
+  };
+  tell(false);
+  tell(true);
   if (!in_time) {
     std::fflush(nullptr);
     std::_Exit(exit_code_of(told));
@@ -162,32 +164,42 @@ int run_threads(int world_size, const RunOptions& options, const TransportOption
 
 // ---- this process is one rank
 
-bool everybody_has_closed(const Transport& transport) {
-  for (const PeerStatus& peer : transport.peers()) {
-    if (!peer.closed) return false;
-  }
-  return true;
+bool is_bad(const PeerStatus& peer) {
+  return peer.state == PeerStatus::State::failed || peer.state == PeerStatus::State::gone;
 }
 
-/// Waits until the others have ended; a rank that failed waits no longer than the grace time.
-bool wait_for_others(const Transport& transport, const RunOptions& options) {
+/// What this rank knows of all; about itself it knows best.
+std::vector<RankOutcome> outcomes_of(const Transport& transport, const RankOutcome& own) {
+  std::vector<RankOutcome> outcomes;
+  for (const PeerStatus& peer : transport.peers()) {
+    outcomes.push_back({is_bad(peer), peer.code, peer.secondary, peer.reason});
+  }
+  if (own.failed) outcomes[static_cast<std::size_t>(transport.rank())] = own;
+  return outcomes;
+}
+
+/// Waits until the others have ended; a rank that failed waits no longer than the grace time. Ends early, with `gone`
+/// set, when a process has vanished: mpirun will soon kill all others, so there is no time to lose.
+enum class Ending { all, late, gone };
+Ending wait_for_others(const Transport& transport, const RunOptions& options, bool look_for_gone) {
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
   Clock::time_point failed_at{};
-  while (!everybody_has_closed(transport)) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    const auto now = Clock::now();
-    if (now - start > transport.options().deadline) return false;
-    if (failed_at == Clock::time_point{}) {
-      for (const PeerStatus& peer : transport.peers()) {
-        const bool bad = peer.state == PeerStatus::State::failed || peer.state == PeerStatus::State::gone;
-        if (bad) failed_at = now;
-      }
-    } else if (now - failed_at > options.grace) {
-      return false;
+  for (;;) {
+    bool all_closed = true;
+    bool any_bad = false;
+    for (const PeerStatus& peer : transport.peers()) {
+      if (look_for_gone && peer.state == PeerStatus::State::gone) return Ending::gone;
+      all_closed = all_closed && peer.closed;
+      any_bad = any_bad || is_bad(peer);
     }
+    if (all_closed) return Ending::all;
+    const auto now = Clock::now();
+    if (any_bad && failed_at == Clock::time_point{}) failed_at = now;
+    const bool out_of_grace = any_bad && now - failed_at > options.grace;
+    if (out_of_grace || now - start > transport.options().deadline) return Ending::late;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  return true;
 }
 
 int run_process(std::string_view name, int world_size, const RunOptions& options,
@@ -205,15 +217,11 @@ int run_process(std::string_view name, int world_size, const RunOptions& options
     }
     body(context);
   });
-  const bool in_time = wait_for_others(*transport, options);
-  std::vector<RankOutcome> outcomes;
-  for (const PeerStatus& peer : transport->peers()) {
-    const bool failed = peer.state == PeerStatus::State::failed || peer.state == PeerStatus::State::gone;
-    outcomes.push_back({failed, peer.code, peer.secondary, peer.reason});
-  }
-  if (own.failed) outcomes[static_cast<std::size_t>(rank)] = own;
+  Ending ending = wait_for_others(*transport, options, true);
+  const std::vector<RankOutcome> outcomes = outcomes_of(*transport, own);
   say(options, line_of(outcomes, rank));
-  if (!in_time) {
+  if (ending == Ending::gone) ending = wait_for_others(*transport, options, false);
+  if (ending == Ending::late) {
     std::string late;
     int r = 0;
     for (const PeerStatus& peer : transport->peers()) {

@@ -136,16 +136,11 @@ void add_replay(CLI::App& app) {
   add_rule_flags(*command, flags->rules);
   add_engine_flags(*command, flags->engine);
   command->add_option("--lr", flags->lr, "Learning rate; --set lr=X does the same")->capture_default_str();
-  command
-      ->add_option("--place", flags->places,
-                   "GLOB=AXIS:DIM[,AXIS:DIM]: how parameters lie on the mesh; dp:flat for flat runs")
-      ->take_all();
   command->add_option("--transport", flags->transport, "local (ranks are threads) or mpi (under mpirun)")
       ->capture_default_str();
   command->add_option("--device", flags->device, "cpu")->capture_default_str();
   command->add_option("--steps", flags->steps, "Steps to apply; all recorded ones by default")
       ->check(CLI::NonNegativeNumber);
-  command->add_option("--clip", flags->clip, "Global gradient norm to clip at; 0 is off")->capture_default_str();
   command->add_option("--deadline", flags->deadline_seconds, "Seconds to wait for a peer")->capture_default_str();
   command->add_flag("--json", flags->json, "One JSON document on stdout");
   command->callback([flags] { run(*flags); });

@@ -1,7 +1,5 @@
 #include "cli/finetune/options.h"
 
-#include <stdexcept>
-
 #include "runtime/error.h"
 
 namespace regatta::finetune {
@@ -13,29 +11,40 @@ namespace {
 }  // namespace
 
 sharding::Mesh mesh_of(const Options& options) {
-  sharding::Mesh mesh;
-  try {
-    mesh = sharding::Mesh::parse(options.mesh);
-  } catch (const std::invalid_argument& error) {
-    refuse(std::string("--mesh: ") + error.what());
-  }
+  const std::string& text = options.engine_flags.mesh;
+  sharding::Mesh mesh = cli::parse_mesh(text);
   for (const sharding::Axis& axis : mesh.axes()) {
     if (axis.name == "tp" && axis.size > 1) {
-      refuse("--mesh " + options.mesh + ": tp " + std::to_string(axis.size) +
+      refuse("--mesh " + text + ": tp " + std::to_string(axis.size) +
              " comes with the tensor-parallel work; use tp=1 and ranks over dp for now");
     }
     if (axis.name != "dp" && axis.name != "tp")
-      refuse("--mesh " + options.mesh + ": the axis '" + axis.name + "' is unknown; dp and tp exist");
+      refuse("--mesh " + text + ": the axis '" + axis.name + "' is unknown; dp and tp exist");
   }
   return mesh;
 }
 
 void complete(Options& options, const sharding::Mesh& mesh) {
+  if (options.engine_flags.mode == "sharded") {
+    refuse(
+        "--mode sharded: the trainer of parameters that are shards already comes with the tensor-parallel work; zero1 "
+        "and zero2 exist");
+  }
+  if (!options.engine_flags.places.empty()) {
+    refuse("--place " + options.engine_flags.places.front() +
+           " comes with the tensor-parallel work; over dp the engine shards by itself");
+  }
+  EngineOptions engine = cli::engine_options(options.engine_flags);
+  engine.accumulation = options.engine.accumulation;
+  engine.non_finite = options.engine.non_finite;
+  engine.loss_scaling = options.engine.loss_scaling;
+  options.engine = engine;
+
   const std::int64_t dp = mesh.size("dp");
   for (const auto& [flag, value] : {std::pair<const char*, std::int64_t>{"--steps", options.steps},
                                     {"--seq", options.seq},
                                     {"--micro-batch", options.micro_batch},
-                                    {"--threads", options.threads}}) {
+                                    {"--threads", options.engine_flags.threads}}) {
     if (value < 1) refuse(std::string(flag) + " is " + std::to_string(value) + ", but at least 1 was expected");
   }
   if (options.global_batch == 0) options.global_batch = options.micro_batch * dp;
@@ -50,7 +59,6 @@ void complete(Options& options, const sharding::Mesh& mesh) {
            std::to_string(dp) + " ranks does not make one balanced tree; a power of two per rank was expected");
   }
   options.engine.micro_batches = static_cast<int>(micro_batches);
-  options.engine.threads = options.threads;
   options.schedule.steps = options.steps;
   if (options.schedule.warmup < 0 || options.schedule.warmup > options.steps) {
     refuse("--warmup " + std::to_string(options.schedule.warmup) + " is not between 0 and the " +

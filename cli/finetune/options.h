@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/engine_flags.h"
 #include "cli/finetune/decoder_config.h"
 #include "cli/rule_flags.h"
 #include "runtime/engine/engine.h"
@@ -25,14 +26,13 @@ struct Options {
   std::int64_t seq = 128;
   std::int64_t micro_batch = 4;
   std::int64_t global_batch = 0;  ///< 0: one micro-batch per dp rank
-  std::string mesh = "dp=1";
   std::string transport = "local";
-  int threads = 1;
   DType dtype = DType::f32;
   std::uint64_t seed = 0;
   cli::RuleFlags rules;
   Schedule schedule;
-  EngineOptions engine;
+  cli::EngineFlags engine_flags;
+  EngineOptions engine;  ///< partly flags of its own; complete() takes the rest from engine_flags
   double deadline_seconds = 600;
   std::string out;
   bool json = false;

@@ -82,8 +82,8 @@ Reporter::~Reporter() { clear_bar(); }
 void Reporter::started(const Summary& summary) {
   tokens_per_step_ = summary.tokens_per_step;
   fmt::print(stderr, "{} parameters, {} tokens per step, mesh {}, {} steps, rule {}\n",
-             short_number(static_cast<double>(summary.params)), summary.tokens_per_step, options_.mesh, options_.steps,
-             options_.rules.rule);
+             short_number(static_cast<double>(summary.params)), summary.tokens_per_step, options_.engine_flags.mesh,
+             options_.steps, options_.rules.rule);
 }
 
 void Reporter::stepped(const StepRecord& record) {
@@ -173,8 +173,8 @@ std::string Reporter::table(const Summary& summary) const {
   const auto row = [&](std::string_view name, const std::string& value) {
     text += fmt::format("  {:<28}{}\n", name, value);
   };
-  text += fmt::format("{} steps on {} ({}, {}), {} parameters, {} tokens per step\n", summary.steps, options_.mesh,
-                      options_.transport, options_.engine.mode == Mode::zero1 ? "zero1" : "zero2",
+  text += fmt::format("{} steps on {} ({}, {}), {} parameters, {} tokens per step\n", summary.steps,
+                      options_.engine_flags.mesh, options_.transport, options_.engine_flags.mode,
                       short_number(static_cast<double>(summary.params)), summary.tokens_per_step);
   row("training loss", fmt::format("{:.4f} -> {:.4f}", summary.train_loss_first, summary.train_loss_last));
   if (summary.eval_before && summary.eval_after) {
@@ -224,9 +224,9 @@ std::string Reporter::json(const Summary& summary) const {
       {"command", "finetune"},
       {"init", options_.init},
       {"rule", options_.rules.rule},
-      {"mesh", options_.mesh},
+      {"mesh", options_.engine_flags.mesh},
       {"transport", options_.transport},
-      {"mode", options_.engine.mode == Mode::zero1 ? "zero1" : "zero2"},
+      {"mode", options_.engine_flags.mode},
       {"dtype", options_.dtype == DType::bf16 ? "bf16" : "fp32"},
       {"world_size", summary.world_size},
       {"params", summary.params},

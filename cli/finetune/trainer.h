@@ -1,18 +1,13 @@
 #pragma once
-// One rank's training run: model, data, engine, the loop, evaluation, and the final weights.
+// One rank's training run: the loop, evaluation, and the final weights.
 //
-// Driven by the rank's thread; every member is collective unless marked local. All ranks see the same losses and decide
-// alike.
-
-#include <torch/types.h>
+// Driven by the rank's thread; construction and run() are collective. All ranks see the same losses and decide alike.
 
 #include <functional>
-#include <memory>
+#include <string_view>
 #include <vector>
 
-#include "cli/finetune/decoder.h"
-#include "cli/finetune/options.h"
-#include "cli/finetune/token_data.h"
+#include "cli/finetune/job.h"
 #include "cli/finetune/totals.h"
 #include "runtime/engine/engine.h"
 #include "runtime/torch/adapter.h"
@@ -30,32 +25,24 @@ struct Observer {
 
 class Trainer {
  public:
-  Trainer(const Options& options, const sharding::Mesh& mesh, Transport& transport);
-  /// The whole job.
+  /// The job must outlive the trainer.
+  Trainer(Job& job, const sharding::Mesh& mesh, Transport& transport);
+  /// Trains, evaluates and writes the weights.
   Summary run(const Observer& observer);
 
  private:
-  std::unique_ptr<Decoder> make_model() const;
-  Engine make_engine();
   StepRecord train_step(std::int64_t step);
   EvalRecord evaluate();
-  torch::Tensor sequences(const TokenData& data, std::int64_t count,
-                          const std::function<std::int64_t(std::int64_t)>& begin) const;
-  /// The doubles of all ranks in one list, by rank.
+  void check_progress(const StepRecord& record);
+  /// The doubles of all ranks, by rank.
   std::vector<std::vector<double>> gather(const std::vector<double>& mine, std::string_view label);
-  void warn_about_text(const Observer& observer) const;
 
-  Options options_;
-  const sharding::Mesh& mesh_;
+  Job& job_;
+  const Options& options_;
   Transport& transport_;
-  std::unique_ptr<Decoder> model_;
-  TokenData train_;
-  WindowSampler sampler_;
-  std::unique_ptr<TokenData> eval_;
-  std::unique_ptr<WindowSampler> eval_sampler_;
-  std::vector<ModuleParam> params_;
   Engine engine_;
   EngineAttachment attachment_;
+  int skipped_in_a_row_ = 0;
 };
 
 }  // namespace regatta::finetune

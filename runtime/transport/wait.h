@@ -17,8 +17,11 @@ namespace regatta {
 
 class Wait {
  public:
+  /// Throws when the job is failing already: peers that are quick to arrive would otherwise hide it.
   Wait(Peers& peers, const TransportOptions& options, std::string_view kind, std::string_view label)
-      : peers_(peers), options_(options), kind_(kind), label_(label), start_(Clock::now()) {}
+      : peers_(peers), options_(options), kind_(kind), label_(label), start_(Clock::now()) {
+    peers_.check(kind_, label_);
+  }
 
   /// Returns when ready() does; ready may do work, and calls moved() when it got on. late(add) calls add(root rank) for
   /// every rank that is still being waited for.

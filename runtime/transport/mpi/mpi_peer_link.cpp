@@ -1,5 +1,6 @@
 #include "runtime/transport/mpi/mpi_peer_link.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <thread>
@@ -7,8 +8,12 @@
 namespace regatta {
 
 MpiPeerLink::MpiPeerLink(std::shared_ptr<MpiSession> session, int epoch, std::vector<PeerRecord*> records,
-                         std::vector<int> distant)
-    : session_(std::move(session)), epoch_(epoch), records_(std::move(records)), distant_(std::move(distant)) {
+                         std::vector<int> distant, std::vector<ProcessId> processes)
+    : session_(std::move(session)),
+      epoch_(epoch),
+      records_(std::move(records)),
+      distant_(std::move(distant)),
+      processes_(std::move(processes)) {
   open_ = true;
   listen();
 }
@@ -46,6 +51,7 @@ void MpiPeerLink::send(Notice& notice) noexcept {
   if (!open_) return;
   std::vector<MPI_Request> requests;
   for (const int rank : distant_) {
+    if (processes_[rank].ended()) continue;
     MPI_Request request = MPI_REQUEST_NULL;
     if (MPI_Isend(&notice, sizeof notice, MPI_BYTE, rank, 0, session_->notices(), &request) == MPI_SUCCESS) {
       requests.push_back(request);

@@ -15,9 +15,10 @@ namespace regatta {
 
 class MpiPeerLink final : public PeerLink {
  public:
-  /// records[r] is written for each r of `distant`. Notices of other epochs are ignored.
+  /// records[r] is written for each r of `distant`; processes[r] tells whether it can still take a notice. Notices of
+  /// other epochs are ignored.
   MpiPeerLink(std::shared_ptr<MpiSession> session, int epoch, std::vector<PeerRecord*> records,
-              std::vector<int> distant);
+              std::vector<int> distant, std::vector<ProcessId> processes);
   ~MpiPeerLink() override { close(); }
 
   void send_failure(const std::string& reason, Code code, bool secondary) noexcept override;
@@ -44,6 +45,7 @@ class MpiPeerLink final : public PeerLink {
   int epoch_;
   std::vector<PeerRecord*> records_;
   std::vector<int> distant_;
+  std::vector<ProcessId> processes_;
   std::mutex mutex_;
   bool open_ = false;
   MPI_Request request_ = MPI_REQUEST_NULL;

@@ -185,15 +185,15 @@ std::unique_ptr<Transport> make_mpi_transport(const TransportOptions& options) {
   const std::vector<Neighbour> neighbours = meet(*session);
   Records records = open_records(*session, wished_islands(*session, neighbours, options));
 
-  auto peers = std::make_shared<Peers>(session->rank(), records.records, records.owners,
-                                       watched_processes(*session, neighbours), options.stop);
+  const std::vector<ProcessId> processes = watched_processes(*session, neighbours);
+  auto peers = std::make_shared<Peers>(session->rank(), records.records, records.owners, processes, options.stop);
   std::vector<int> distant;
   for (int r = 0; r < session->world_size(); ++r) {
     if (records.islands.of_rank[r] != records.islands.of_rank[session->rank()]) distant.push_back(r);
   }
   std::shared_ptr<MpiPeerLink> link;
   if (!distant.empty()) {
-    link = std::make_shared<MpiPeerLink>(session, epoch, records.records, distant);
+    link = std::make_shared<MpiPeerLink>(session, epoch, records.records, distant, processes);
     peers->set_link(link);
   }
   auto backend = std::make_shared<MpiBackend>(session, epoch, std::move(records.islands), peers, link);
