@@ -1,5 +1,7 @@
 // `regatta finetune`: fine-tunes (or pre-trains) a decoder, under mpirun or on threads.
 
+#include <c10/util/Exception.h>
+
 #include <CLI/CLI.hpp>
 #include <map>
 #include <memory>
@@ -17,6 +19,17 @@ namespace {
 
 using finetune::Options;
 
+/// LibTorch's errors without their stack traces.
+template <typename Work>
+void without_traces(const Work& work) {
+  try {
+    work();
+  } catch (const c10::Error& error) {
+    const std::string text = error.what_without_backtrace();
+    throw Error(Code::device, "LibTorch: " + text.substr(0, text.find('\n')));
+  }
+}
+
 void run(Options options) {
   const sharding::Mesh mesh = finetune::mesh_of(options);
   finetune::complete(options, mesh);
@@ -26,7 +39,7 @@ void run(Options options) {
     std::unique_ptr<finetune::Job> job;
     std::unique_ptr<finetune::Reporter> reporter;
     context.agree([&] {
-      job = std::make_unique<finetune::Job>(options);
+      without_traces([&] { job = std::make_unique<finetune::Job>(options); });
       if (context.rank == 0) reporter = std::make_unique<finetune::Reporter>(options);
     });
     finetune::Observer observer;
@@ -36,9 +49,11 @@ void run(Options options) {
       observer.evaluated = [&](const finetune::EvalRecord& record) { reporter->evaluated(record); };
       observer.warned = [&](const std::string& sentence) { reporter->warned(sentence); };
     }
-    finetune::Trainer trainer(*job, mesh, context.transport);
-    const finetune::Summary summary = trainer.run(observer);
-    if (reporter) reporter->finished(summary);
+    without_traces([&] {
+      finetune::Trainer trainer(*job, mesh, context.transport);
+      const finetune::Summary summary = trainer.run(observer);
+      if (reporter) reporter->finished(summary);
+    });
   }));
 }
 

@@ -47,10 +47,12 @@ DType dtype_of(const at::Tensor& tensor, const std::string& name) {
 
 std::vector<ModuleParam> module_params(const torch::nn::Module& module) {
   std::unordered_set<const at::TensorImpl*> embeddings;
-  for (const auto& part : module.modules()) {
-    if (const auto* embedding = part->as<torch::nn::EmbeddingImpl>())
+  const auto note = [&](const torch::nn::Module& part) {
+    if (const auto* embedding = part.as<torch::nn::EmbeddingImpl>())
       embeddings.insert(embedding->weight.unsafeGetTensorImpl());
-  }
+  };
+  note(module);  // which need not be owned by a shared_ptr, as modules() with itself would want
+  for (const auto& part : module.modules(/*include_self=*/false)) note(*part);
   std::vector<ModuleParam> params;
   std::unordered_set<const at::TensorImpl*> seen;
   for (const auto& item : module.named_parameters()) {
@@ -85,7 +87,7 @@ EngineAttachment::EngineAttachment(const std::vector<ModuleParam>& params, Engin
     : engine_(engine), params_(params) {
   for (std::size_t i = 0; i < params_.size(); ++i) {
     const int index = static_cast<int>(i);
-    at::Tensor& tensor = params_[i].tensor;
+    const at::Tensor& tensor = params_[i].tensor;
     const ParamView view = engine_.param(index);
     if (view.numel != tensor.numel() || view.dtype != dtype_of(tensor, params_[i].name)) {
       throw Error(Code::invalid_argument, "parameter '" + params_[i].name + "' has " + std::to_string(tensor.numel()) +
@@ -93,6 +95,11 @@ EngineAttachment::EngineAttachment(const std::vector<ModuleParam>& params, Engin
                                               " has " + std::to_string(view.numel) + " of " +
                                               std::string(name_of(view.dtype)));
     }
+  }
+  // All fit: from here on the module's tensors change.
+  for (std::size_t i = 0; i < params_.size(); ++i) {
+    at::Tensor& tensor = params_[i].tensor;
+    const ParamView view = engine_.param(static_cast<int>(i));
     at::Tensor home = at::from_blob(view.data, tensor.sizes(), at::TensorOptions().dtype(scalar_type(view.dtype)));
     home.copy_(tensor.detach());
     tensor.set_data(home);

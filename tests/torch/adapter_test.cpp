@@ -1,0 +1,178 @@
+#include "runtime/torch/adapter.h"
+
+#include <gtest/gtest.h>
+#include <torch/nn/modules/embedding.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/types.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "runtime/error.h"
+#include "tests/support/spmd.h"
+
+namespace regatta {
+namespace {
+
+/// Embedding, a tied head, a hidden matrix with a bias, and a parameter that no forward uses.
+struct Toy : torch::nn::Module {
+  Toy() {
+    embed = register_module("table", torch::nn::Embedding(5, 3));
+    hidden = register_module("hidden", torch::nn::Linear(3, 3));
+    head = register_module("lm_head", torch::nn::Linear(torch::nn::LinearOptions(3, 5).bias(false)));
+    head->weight = head->register_parameter("weight", torch::ones({5, 3}));
+    unused = register_parameter("unused", torch::ones({2, 2}));
+    frozen = register_parameter("frozen", torch::ones({2}), false);
+    int n = 0;
+    for (torch::Tensor& p : parameters()) {
+      torch::Tensor values = p.detach();
+      for (std::int64_t i = 0; i < values.numel(); ++i) values.view(-1)[i] = 0.25 * (++n % 7) - 0.5;
+    }
+  }
+  torch::Tensor forward(const torch::Tensor& tokens) { return head->forward(hidden->forward(embed->forward(tokens))); }
+  torch::nn::Embedding embed{nullptr};
+  torch::nn::Linear hidden{nullptr}, head{nullptr};
+  torch::Tensor unused, frozen;
+};
+
+/// One matrix under two names, used under both.
+struct TiedToy : torch::nn::Module {
+  TiedToy() {
+    first = register_module("first", torch::nn::Linear(torch::nn::LinearOptions(3, 3).bias(false)));
+    alias = register_parameter("second", first->weight);
+  }
+  torch::nn::Linear first{nullptr};
+  torch::Tensor alias;
+};
+
+const torch::Tensor& tokens() {
+  static const torch::Tensor value = torch::tensor({0, 3, 3, 1}, torch::kLong);
+  return value;
+}
+
+std::vector<Group> groups(const char* rule) {
+  return {{rule, make_rule(rule, std::vector<std::pair<std::string, std::string>>{{"weight_decay", "0"}}), 1}};
+}
+
+TEST(ModuleParams, KindsFollowModulesNamesAndDims) {
+  const Toy toy;
+  std::map<std::string, ParamKind> kinds;
+  for (const ModuleParam& param : module_params(toy)) kinds[param.name] = param.kind;
+  EXPECT_EQ(kinds, (std::map<std::string, ParamKind>{{"table.weight", ParamKind::embedding},
+                                                     {"hidden.weight", ParamKind::matrix},
+                                                     {"hidden.bias", ParamKind::vector},
+                                                     {"lm_head.weight", ParamKind::head},
+                                                     {"unused", ParamKind::matrix}}));
+  EXPECT_EQ(usual_rule(ParamKind::matrix, "reg"), "reg");
+  for (const ParamKind kind : {ParamKind::vector, ParamKind::embedding, ParamKind::head})
+    EXPECT_EQ(usual_rule(kind, "reg"), "adamw");
+}
+
+TEST(ModuleParams, DescribesShapesAndTypes) {
+  Toy toy;
+  toy.to(torch::kBFloat16);
+  const std::vector<Param> params = describe(module_params(toy));
+  for (const Param& param : params) EXPECT_EQ(param.dtype, DType::bf16) << param.name;
+  const auto hidden =
+      std::find_if(params.begin(), params.end(), [](const Param& p) { return p.name == "hidden.weight"; });
+  EXPECT_EQ(hidden->shape, (std::vector<std::int64_t>{3, 3}));
+  toy.to(torch::kDouble);
+  EXPECT_THROW(describe(module_params(toy)), Error);
+}
+
+TEST(ModuleParams, TiedOnesAppearOnceAndGetBothGradients) {
+  testing::run_ranks(1, [](Transport& transport) {
+    TiedToy toy;
+    const std::vector<ModuleParam> params = module_params(toy);
+    ASSERT_EQ(params.size(), 1U);
+    Engine engine(describe(params), groups("adamw"), sharding::Mesh({{"dp", 1}}), transport, {});
+    const EngineAttachment attachment(params, engine);
+    (3 * toy.first->weight.sum() + toy.alias.sum()).backward();
+    EXPECT_NEAR(engine.step(0.1).grad_norm, 4 * 3, 1e-5);  // nine elements with gradient 4
+    EXPECT_EQ(toy.alias.data_ptr(), toy.first->weight.data_ptr());
+  });
+}
+
+TEST(Attachment, ValuesMoveInAndOut) {
+  testing::run_ranks(1, [](Transport& transport) {
+    Toy toy;
+    const torch::Tensor before = toy.forward(tokens()).detach().clone();
+    const std::vector<ModuleParam> params = module_params(toy);
+    {
+      Engine engine(describe(params), groups("adamw"), sharding::Mesh({{"dp", 1}}), transport, {});
+      const EngineAttachment attachment(params, engine);
+      EXPECT_TRUE(toy.forward(tokens()).equal(before));
+      for (std::size_t i = 0; i < params.size(); ++i)
+        EXPECT_EQ(params[i].tensor.data_ptr(), engine.param(static_cast<int>(i)).data);
+    }
+    EXPECT_TRUE(toy.forward(tokens()).equal(before));  // and the engine is gone
+    toy.forward(tokens()).sum().backward();
+    EXPECT_TRUE(toy.hidden->weight.grad().defined());  // nothing takes it any more
+  });
+}
+
+TEST(Attachment, StepsAsAdamwOnTheModulesGradients) {
+  testing::run_ranks(1, [](Transport& transport) {
+    Toy toy;
+    toy.forward(tokens()).square().sum().backward();
+    const torch::Tensor grad = toy.hidden->weight.grad().clone();
+    const torch::Tensor weight = toy.hidden->weight.detach().clone();
+    const torch::Tensor unused = toy.unused.detach().clone();
+    for (torch::Tensor& p : toy.parameters()) p.mutable_grad().reset();
+
+    const std::vector<ModuleParam> params = module_params(toy);
+    Engine engine(describe(params), groups("adamw"), sharding::Mesh({{"dp", 1}}), transport, {});
+    const EngineAttachment attachment(params, engine);
+    toy.forward(tokens()).square().sum().backward();
+    for (const ModuleParam& param : params) EXPECT_FALSE(param.tensor.grad().defined()) << param.name;
+    const StepReport report = engine.step(0.1);
+    EXPECT_FALSE(report.skipped);
+    // The first step of AdamW without decay: lr * g / (|g| + eps).
+    const torch::Tensor expected = weight - 0.1 * grad / (grad.abs() + 1e-8);
+    EXPECT_LT((toy.hidden->weight - expected).abs().max().item<float>(), 1e-6);
+    EXPECT_TRUE(toy.unused.equal(unused));  // no gradient is a zero gradient
+  });
+}
+
+TEST(Attachment, RanksSeeTheSumOfTheirGradients) {
+  std::vector<torch::Tensor> weights(2);
+  testing::run_ranks(2, [&](Transport& transport) {
+    Toy toy;
+    const std::vector<ModuleParam> params = module_params(toy);
+    Engine engine(describe(params), groups("adamw"), sharding::Mesh({{"dp", 2}}), transport, {});
+    const EngineAttachment attachment(params, engine);
+    // Rank 1's loss undoes rank 0's, but for the bias of the hidden layer, which both push the same way.
+    const double sign = transport.rank() == 0 ? 1 : -1;
+    (sign * toy.forward(tokens()).sum() + toy.hidden->bias.sum()).backward();
+    const StepReport report = engine.step(0.1);
+    EXPECT_NEAR(report.grad_norm, std::sqrt(3 * 4.0), 1e-6);
+    weights[static_cast<std::size_t>(transport.rank())] = toy.hidden->weight.detach().clone();
+  });
+  EXPECT_TRUE(weights[0].equal(weights[1]));
+  EXPECT_TRUE(weights[0].equal(Toy().hidden->weight));
+}
+
+TEST(Attachment, AnErrorOfTheEngineComesOutOfBackward) {
+  testing::run_ranks(1, [](Transport& transport) {
+    Toy toy;
+    const std::vector<ModuleParam> params = module_params(toy);
+    Engine engine(describe(params), groups("adamw"), sharding::Mesh({{"dp", 1}}), transport, {});
+    const EngineAttachment attachment(params, engine);
+    toy.forward(tokens()).sum().backward();
+    EXPECT_THROW(toy.forward(tokens()).sum().backward(), Error);  // a second micro-batch where one was announced
+  });
+}
+
+TEST(Attachment, ParamsOfAnotherModuleAreRefused) {
+  testing::run_ranks(1, [](Transport& transport) {
+    Toy toy;
+    const std::vector<ModuleParam> params = module_params(toy);
+    Engine engine(describe(params), groups("adamw"), sharding::Mesh({{"dp", 1}}), transport, {});
+    const std::vector<ModuleParam> reversed(params.rbegin(), params.rend());
+    EXPECT_THROW(EngineAttachment(reversed, engine), Error);
+  });
+}
+
+}  // namespace
+}  // namespace regatta
