@@ -24,6 +24,7 @@ int exit_code_of(const std::vector<RankOutcome>& ranks) {
 std::string line_of(const std::vector<RankOutcome>& ranks, int rank) {
   const RankOutcome& mine = ranks[static_cast<std::size_t>(rank)];
   if (!mine.failed) return {};
+  if (mine.agreed) return rank == 0 ? mine.reason : std::string();
   const bool shared = std::all_of(ranks.begin(), ranks.end(), [&](const RankOutcome& other) {
     return other.failed && other.reason == mine.reason;
   });

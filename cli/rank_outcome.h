@@ -12,6 +12,7 @@ struct RankOutcome {
   bool failed = false;
   Code code = Code::aborted;
   bool secondary = false;  ///< ended only because another rank failed
+  bool agreed = false;     ///< all ranks know the same and fail alike
   std::string reason;
 };
 

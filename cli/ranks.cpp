@@ -24,6 +24,12 @@ extern "C" void raise_stop_flag(int signal_number) {
   if (stop_flag.exchange(true)) _exit(128 + signal_number);
 }
 
+/// What RankContext::agree throws, on all ranks.
+class AgreedError : public Error {
+ public:
+  using Error::Error;
+};
+
 /// Catches the two signals for as long as it lives.
 class StopSignals {
  public:
@@ -53,21 +59,24 @@ RankOutcome outcome_of(const std::function<void()>& body) {
   try {
     body();
     return {};
+  } catch (const AgreedError& error) {
+    return {true, error.code(), false, true, error.what()};
   } catch (const Error& error) {
-    return {true, error.code(), false, error.what()};
+    return {true, error.code(), false, false, error.what()};
   } catch (const std::invalid_argument& error) {
-    return {true, Code::invalid_argument, false, error.what()};
+    return {true, Code::invalid_argument, false, false, error.what()};
   } catch (const std::exception& error) {
-    return {true, Code::aborted, false, error.what()};
+    return {true, Code::aborted, false, false, error.what()};
   } catch (...) {
-    return {true, Code::aborted, false, "an unknown exception was thrown"};
+    return {true, Code::aborted, false, false, "an unknown exception was thrown"};
   }
 }
 
 RankOutcome run_rank(Transport& transport, const std::function<void(RankContext&)>& body) {
   RankContext context(transport);
   RankOutcome outcome = outcome_of([&] { body(context); });
-  if (outcome.failed) {
+  // What was agreed needs no telling, and a peer that is still about to agree must not be disturbed.
+  if (outcome.failed && !outcome.agreed) {
     transport.abort(outcome.reason, outcome.code);
     // When a collective failed, the transport knows better whether that began here.
     const PeerStatus own = transport.peers()[static_cast<std::size_t>(context.rank)];
@@ -138,7 +147,7 @@ int run_threads(int world_size, const RunOptions& options, const TransportOption
       if (has_ended[static_cast<std::size_t>(r)] != 0) continue;
       say(options,
           "rank " + std::to_string(r) + " did not end within " + seconds(options.grace) + " after another rank failed");
-      told[static_cast<std::size_t>(r)] = {true, Code::aborted, true, ""};
+      told[static_cast<std::size_t>(r)] = {true, Code::aborted, true, false, ""};
     }
   }
   // The ranks that began it say so; that the others followed is no news within one process.
@@ -172,7 +181,7 @@ bool is_bad(const PeerStatus& peer) {
 std::vector<RankOutcome> outcomes_of(const Transport& transport, const RankOutcome& own) {
   std::vector<RankOutcome> outcomes;
   for (const PeerStatus& peer : transport.peers()) {
-    outcomes.push_back({is_bad(peer), peer.code, peer.secondary, peer.reason});
+    outcomes.push_back({is_bad(peer), peer.code, peer.secondary, false, peer.reason});
   }
   if (own.failed) outcomes[static_cast<std::size_t>(transport.rank())] = own;
   return outcomes;
@@ -252,7 +261,7 @@ void RankContext::agree(const std::function<void()>& setup) {
   const std::size_t space = all[first].find(' ');
   const auto code = static_cast<Code>(std::stoi(all[first].substr(0, space)));
   const std::string who = shared ? "" : "rank " + std::to_string(first) + ": ";
-  throw Error(code, who + all[first].substr(space + 1));
+  throw AgreedError(code, who + all[first].substr(space + 1));
 }
 
 bool RankContext::stop_requested() const {

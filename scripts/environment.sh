@@ -10,12 +10,14 @@ if [[ -z "${HOME:-}" || ! -w "${HOME:-/nonexistent}" ]]; then
   export HOME="$build/home"
 fi
 
+# Before OMP_NUM_THREADS is set: nproc would answer with it.
+cores="$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)"
+
 # Open MPI refuses root and more ranks than cores unless told; both are normal for tests and containers.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
 # One compute thread per rank unless a program asks for more: ranks share the cores.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-1}"
 
-cores="$(nproc 2>/dev/null || echo 1)"
 
 say() { printf '%s\n' "$*" >&2; }
 die() {

@@ -115,12 +115,13 @@ def main():
                 check_same(f"{name} mpi {layout}", whole, program.replay(case, layout, ranks))
                 continue
             worst = check_formulas(name, case, whole, rule, p, passes)
-            for layout in layouts:
+            chosen = [layouts[(seed * 5 + i) % len(layouts)] for i in range(5)]  # every layout meets several rules
+            for layout in chosen:
                 check_same(f"{name} on {layout}", whole, program.replay(case, [*flags, *layout.split()]))
             fused = program.replay(case, [*flags, "--blocks", "fused=6,3,3"])
             check_same(f"{name} in blocks", fused,
                        program.replay(case, [*flags, "--blocks", "fused=6,3,3", "--mesh", "dp=3,tp=2", "--place", "*=tp:0"]))
-            print(f"{name}: {len(layouts)} layouts equal, worst relative error {worst:.1e}", flush=True)
+            print(f"{name}: {len(chosen)} layouts equal, worst relative error {worst:.1e}", flush=True)
     print("all equal" + (" (mpi)" if mpirun else ""))
 
 
