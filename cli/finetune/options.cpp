@@ -72,6 +72,8 @@ void complete(Options& options, const sharding::Mesh& mesh) {
            std::to_string(options.steps) + " steps");
   }
   if (options.eval_every > 0 && options.eval_data.empty()) refuse("--eval-every needs --eval-data");
+  if (options.random_init() && !(options.sizes.init_std > 0))
+    refuse("--init-std is " + std::to_string(options.sizes.init_std) + ", but a number above 0 was expected");
   if (options.random_init()) options.sizes.check("the model of --init random");
 }
 
