@@ -177,6 +177,7 @@ void add_finetune(CLI::App& app) {
       ->group("Output");
   command->callback([options, command] {
     finetune::DecoderConfig& sizes = options->sizes;
+    options->bucket_bytes_given = command->count("--bucket-bytes") > 0;
     if (command->count("--kv-heads") == 0) sizes.kv_heads = sizes.heads;
     if (command->count("--intermediate") == 0) sizes.intermediate = (sizes.hidden * 8 / 3 + 15) / 16 * 16;
     if (options->random_init() && sizes.heads > 0) {

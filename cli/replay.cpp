@@ -2,8 +2,10 @@
 // case on two meshes must give files whose tensors are equal byte for byte.
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -49,6 +51,14 @@ ReplayOptions options_for(const Flags& flags, const ReplayCase& recorded) {
   options.placement_of = placements_for(flags.engine, recorded.names, options.mesh);
   options.blocks_of = blocks_for(flags.engine, recorded.names);
   return options;
+}
+
+// Before the work, not after it.
+void check_writable(const std::string& path) {
+  const std::filesystem::path folder = std::filesystem::absolute(path).parent_path();
+  if (!std::filesystem::is_directory(folder) || access(folder.c_str(), W_OK) != 0)
+    throw Error(Code::invalid_argument,
+                "--out is " + path + ", but " + folder.string() + " is no folder this user can write to");
 }
 
 void write_result(const std::string& path, const ReplayResult& result) {
@@ -107,6 +117,8 @@ void run(const Flags& flags) {
     context.agree([&] {
       recorded = ReplayCase::read(flags.in);
       options = options_for(flags, recorded);
+      check_replay(recorded, options);
+      check_writable(flags.out);
     });
     const ReplayResult result = replay(recorded, options, context.transport);
     if (context.transport.rank() != 0) return;

@@ -9,11 +9,13 @@ set(_regatta_python_torch_oldest 2.7)  # earlier wheels were built with the old 
 
 set(_regatta_torch_places "")
 if(REGATTA_TORCH_DIR)
-  set(_regatta_torch_places ${REGATTA_TORCH_DIR} ${REGATTA_TORCH_DIR}/share/cmake/Torch)
+  set(_regatta_torch_places ${REGATTA_TORCH_DIR}/share/cmake/Torch ${REGATTA_TORCH_DIR})
   file(GLOB _regatta_site_packages ${REGATTA_TORCH_DIR}/lib/python*/site-packages/torch/share/cmake/Torch)
   list(APPEND _regatta_torch_places ${_regatta_site_packages})
-elseif(NOT Torch_DIR)
-  find_program(REGATTA_PYTHON NAMES python3 python HINTS $ENV{VIRTUAL_ENV}/bin $ENV{CONDA_PREFIX}/bin)
+elseif(Torch_DIR)
+  set(_regatta_torch_places ${Torch_DIR})
+else()
+  find_program(REGATTA_PYTHON NAMES python3 python)  # an active environment is in PATH
   mark_as_advanced(REGATTA_PYTHON)
   if(REGATTA_PYTHON)
     # Finds the package without importing it, which would take seconds.
@@ -33,9 +35,15 @@ print(p.as_posix() + ';' + re.search(r\"__version__ = '([0-9.]+)\", (p / 'versio
   endif()
 endif()
 
-if(_regatta_torch_places)
-  find_package(Torch QUIET CONFIG PATHS ${_regatta_torch_places} NO_DEFAULT_PATH)
-endif()
+foreach(_regatta_place ${_regatta_torch_places})
+  if(NOT Torch_FOUND AND EXISTS ${_regatta_place}/TorchConfig.cmake)
+    # TorchConfig looks for its libraries and for Caffe2 on the usual paths first, where another installation's may lie.
+    get_filename_component(_regatta_prefix ${_regatta_place}/../../.. ABSOLUTE)
+    list(PREPEND CMAKE_PREFIX_PATH ${_regatta_prefix})
+    find_package(Torch QUIET CONFIG PATHS ${_regatta_place} NO_DEFAULT_PATH)
+    list(POP_FRONT CMAKE_PREFIX_PATH)
+  endif()
+endforeach()
 if(NOT Torch_FOUND AND NOT REGATTA_TORCH_DIR)
   find_package(Torch QUIET CONFIG)
 endif()

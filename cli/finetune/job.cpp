@@ -79,6 +79,14 @@ Job::Job(const Options& given)
     params[i].block_rows = blocks[i];
   }
 
+  if (!options.bucket_bytes_given) {
+    // About ten buckets, so that reductions start early in backward; each worth its messages, none above the usual
+    // size.
+    std::int64_t bytes = 0;
+    for (const ModuleParam& param : module_params) bytes += param.tensor.numel() * param.tensor.element_size();
+    options.engine.bucket_bytes = std::clamp<std::int64_t>(bytes / 10, 64 << 10, options.engine.bucket_bytes);
+  }
+
   constexpr std::int64_t largest_byte_vocabulary = 1024;  // some room for special tokens
   const bool text = train.tokens.has_text() || (eval && eval->tokens.has_text());
   if (text && !options.random_init() && model->config().vocab > largest_byte_vocabulary) {

@@ -32,6 +32,7 @@ struct Options {
   cli::RuleFlags rules;
   Schedule schedule;
   cli::EngineFlags engine_flags;
+  bool bucket_bytes_given = false;  ///< otherwise they follow the size of the model
   EngineOptions engine;  ///< partly flags of its own; complete() takes the rest from engine_flags
   double deadline_seconds = 600;
   std::string out;

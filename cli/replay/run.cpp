@@ -5,6 +5,7 @@
 
 #include "kernels/kernels.h"
 #include "runtime/checkpoint/safetensors.h"
+#include "runtime/engine/setup.h"
 #include "runtime/error.h"
 #include "runtime/transport/transport.h"
 #include "sharding/reshard.h"
@@ -28,13 +29,25 @@ void for_each_stretch(const sharding::ParamSpec& spec, std::size_t block, const 
     copy(block_begin(spec, block) + s.in_block, s.in_part, s.count);
 }
 
+std::vector<Param> params_of(const ReplayCase& recorded, const ReplayOptions& options) {
+  std::vector<Param> params;
+  for (std::size_t p = 0; p < recorded.names.size(); ++p) {
+    const std::string& name = recorded.names[p];
+    const WholeTensor& whole = recorded.params.at(name);
+    Param param{name, whole.shape, whole.dtype, {}, options.placement_of[p], options.blocks_of[p], options.group_of[p]};
+    if (!recorded.gradients.empty()) param.grad_dtype = recorded.gradients[0].at(name).dtype;
+    params.push_back(std::move(param));
+  }
+  return params;
+}
+
 class Rank {
  public:
   Rank(const ReplayCase& recorded, const ReplayOptions& options, Transport& transport)
       : recorded_(recorded),
         options_(options),
         transport_(transport),
-        engine_(params(), options.groups, options.mesh, transport, options.engine) {}
+        engine_(params_of(recorded, options), options.groups, options.mesh, transport, options.engine) {}
 
   ReplayResult run() {
     fill_params();
@@ -55,18 +68,6 @@ class Rank {
   }
 
  private:
-  std::vector<Param> params() const {
-    std::vector<Param> params;
-    for (std::size_t p = 0; p < recorded_.names.size(); ++p) {
-      const std::string& name = recorded_.names[p];
-      const WholeTensor& whole = recorded_.params.at(name);
-      Param param{
-          name, whole.shape, whole.dtype, {}, options_.placement_of[p], options_.blocks_of[p], options_.group_of[p]};
-      if (!recorded_.gradients.empty()) param.grad_dtype = recorded_.gradients[0].at(name).dtype;
-      params.push_back(std::move(param));
-    }
-    return params;
-  }
   const sharding::ParamSpec& spec(int p) const { return engine_.plan().params()[p]; }
 
   // Copies this rank's local part of a whole tensor, element by element as `take` says.
@@ -250,6 +251,10 @@ class Rank {
 };
 
 }  // namespace
+
+void check_replay(const ReplayCase& recorded, const ReplayOptions& options) {
+  make_plan(params_of(recorded, options), options.groups, options.mesh, options.engine);
+}
 
 ReplayResult replay(const ReplayCase& recorded, const ReplayOptions& options, Transport& transport) {
   return Rank(recorded, options, transport).run();

@@ -39,6 +39,9 @@ struct ReplayResult {
   std::int64_t state_bytes = 0;  ///< of this rank
 };
 
+/// Throws Error(invalid_argument) on what replay() would refuse before its first step. Not collective.
+void check_replay(const ReplayCase& recorded, const ReplayOptions& options);
+
 /// Collective.
 ReplayResult replay(const ReplayCase& recorded, const ReplayOptions& options, Transport& transport);
 

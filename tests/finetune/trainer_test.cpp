@@ -48,6 +48,7 @@ class Training : public ::testing::Test {
     o.engine.accumulation = Accumulation::tree;
     o.engine_flags.clip = 1;
     o.engine_flags.bucket_bytes = 4000;
+    o.bucket_bytes_given = true;
     o.out = (folder_ / out).string();
     return o;
   }
@@ -90,11 +91,10 @@ class Training : public ::testing::Test {
   fs::path folder_;
 };
 
-#define EXPECT_SAYS(sentence, words)                                                                \
-  do {                                                                                              \
-    const std::string said = sentence;                                                              \
-    EXPECT_NE(said.find(words), std::string::npos) << "'" << said << "' lacks '" << (words) << "'"; \
-  } while (false)
+/// `said` must contain `words`.
+void expect_says(const std::string& said, const std::string& words) {
+  EXPECT_NE(said.find(words), std::string::npos) << "'" << said << "' lacks '" << words << "'";
+}
 
 TEST_F(Training, TheSameBitsOnOneTwoAndFourRanks) {
   for (const char* mode : {"zero1", "zero2"}) {
@@ -155,34 +155,34 @@ TEST_F(Training, BadInputIsRefusedInOneSentence) {
   Options o = options("refused");
   o.seq = 100'000;
   o.sizes.positions = 200'000;
-  EXPECT_SAYS(refusal(o), "a sequence of 100000 tokens and the one after them do not fit --data");
+  expect_says(refusal(o), "a sequence of 100000 tokens and the one after them do not fit --data");
   o = options("refused");
   o.sizes.positions = 11;
-  EXPECT_SAYS(refusal(o), "--seq 12 is longer than the model's longest sequence (max_position_embeddings) of 11");
+  expect_says(refusal(o), "--seq 12 is longer than the model's longest sequence (max_position_embeddings) of 11");
   o = options("refused");
   o.rules.rule = "rag";
-  EXPECT_SAYS(refusal(o), "'rag'");
+  expect_says(refusal(o), "'rag'");
   o = options("refused");
   o.rules.assignments = {"*.mpl.*=adamw"};
-  EXPECT_SAYS(refusal(o), "matches no parameter");
+  expect_says(refusal(o), "matches no parameter");
   o = options("refused");
   o.init = (folder_ / "absent").string();
-  EXPECT_SAYS(refusal(o), "config.json: cannot be opened");
+  expect_says(refusal(o), "config.json: cannot be opened");
   o = options("refused");
   o.global_batch = 12;
-  EXPECT_SAYS(refusal(o, 4), "--global-batch 12 is no multiple of 8");
-  EXPECT_SAYS(refusal(o, 2), "3 micro-batches on each of 2 ranks does not make one balanced tree");
+  expect_says(refusal(o, 4), "--global-batch 12 is no multiple of 8");
+  expect_says(refusal(o, 2), "3 micro-batches on each of 2 ranks does not make one balanced tree");
   EXPECT_EQ(refusal(o, 1), "(was trained)");
   o = options("refused");
   o.engine_flags.mode = "sharded";
-  EXPECT_SAYS(refusal(o), "--mode sharded");
+  expect_says(refusal(o), "--mode sharded");
   o = options("refused");
   o.schedule.warmup = 4;
-  EXPECT_SAYS(refusal(o), "--warmup 4 is not between 0 and the 3 steps");
+  expect_says(refusal(o), "--warmup 4 is not between 0 and the 3 steps");
   o = options("refused");
   o.eval_data.clear();
   o.eval_every = 2;
-  EXPECT_SAYS(refusal(o), "--eval-every needs --eval-data");
+  expect_says(refusal(o), "--eval-every needs --eval-data");
   o = options("refused");
   o.engine_flags.mesh = "dp=1,tp=2";
   EXPECT_THROW(mesh_of(o), Error);

@@ -69,11 +69,10 @@ class Weights : public ::testing::Test {
   std::vector<safetensors::Source> sources_;
 };
 
-#define EXPECT_SAYS(sentence, words)                                                                \
-  do {                                                                                              \
-    const std::string said = sentence;                                                              \
-    EXPECT_NE(said.find(words), std::string::npos) << "'" << said << "' lacks '" << (words) << "'"; \
-  } while (false)
+/// `said` must contain `words`.
+void expect_says(const std::string& said, const std::string& words) {
+  EXPECT_NE(said.find(words), std::string::npos) << "'" << said << "' lacks '" << words << "'";
+}
 
 TEST_F(Weights, RoundTripIsExact) {
   const std::vector<std::string> paths = save_weights(decoder_, folder_);
@@ -105,9 +104,9 @@ TEST_F(Weights, AllMisfitsAreInOneSentence) {
   source("lm_head.weight").shape = {8, 9};
   source("model.norm.weight").name = "model.final_norm.weight";
   const std::string said = refusal();
-  EXPECT_SAYS(said, "1 missing (model.norm.weight)");
-  EXPECT_SAYS(said, "1 of another shape or type (lm_head.weight is [8, 9] instead of [9, 8])");
-  EXPECT_SAYS(said, "1 that the model does not have (model.final_norm.weight)");
+  expect_says(said, "1 missing (model.norm.weight)");
+  expect_says(said, "1 of another shape or type (lm_head.weight is [8, 9] instead of [9, 8])");
+  expect_says(said, "1 that the model does not have (model.final_norm.weight)");
   EXPECT_EQ(said.find('\n'), std::string::npos);
 }
 
@@ -130,7 +129,7 @@ TEST_F(Weights, OtherElementTypesAreRefused) {
     load_weights(other, folder_);
     ADD_FAILURE() << "was loaded";
   } catch (const Error& error) {
-    EXPECT_SAYS(error.what(), "is I32 instead of F32, BF16 or F16");
+    expect_says(error.what(), "is I32 instead of F32, BF16 or F16");
   }
 }
 
@@ -140,17 +139,17 @@ TEST_F(Weights, NanAndInfinityAreNamed) {
   poisoned.view(-1)[5] = std::numeric_limits<float>::infinity();
   sources_[2].data = poisoned.data_ptr();
   const std::string said = refusal();
-  EXPECT_SAYS(said, "tensor '" + sources_[2].name + "' has 2 values that are NaN or infinite");
-  EXPECT_SAYS(said, "model.safetensors");
+  expect_says(said, "tensor '" + sources_[2].name + "' has 2 values that are NaN or infinite");
+  expect_says(said, "model.safetensors");
 }
 
 TEST_F(Weights, ConfigOfAnotherSizeIsRefused) {
   DecoderConfig larger = small_config();
   larger.layers = 2;
-  EXPECT_SAYS(refusal(larger), "9 missing (");
+  expect_says(refusal(larger), "9 missing (");
   larger = small_config();
   larger.intermediate = 16;
-  EXPECT_SAYS(refusal(larger), "3 of another shape or type");
+  expect_says(refusal(larger), "3 of another shape or type");
 }
 
 TEST_F(Weights, ATiedHeadMayBeStoredOrNot) {
@@ -161,7 +160,7 @@ TEST_F(Weights, ATiedHeadMayBeStoredOrNot) {
       std::remove_if(sources_.begin(), sources_.end(), [](const auto& s) { return s.name == "lm_head.weight"; }),
       sources_.end());
   EXPECT_EQ(refusal(tied), "(was loaded)");
-  EXPECT_SAYS(refusal(), "1 missing (lm_head.weight)");
+  expect_says(refusal(), "1 missing (lm_head.weight)");
 }
 
 }  // namespace

@@ -49,6 +49,10 @@ class MpiFaults : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
     if (std::string(MPIRUN).empty()) GTEST_SKIP() << "MPI is not built in";
+    // More ranks than cores, also as root: containers run tests so.
+    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+    setenv("OMPI_MCA_rmaps_base_oversubscribe", "1", 1);
   }
   Finished run_mpi(int ranks, const std::string& arguments) {
     return run(std::string(MPIRUN) + " -q -n " + std::to_string(ranks) + " " + RANK_PROGRAM + " " + arguments + " " +

@@ -21,7 +21,6 @@ struct Toy : torch::nn::Module {
     embed = register_module("table", torch::nn::Embedding(5, 3));
     hidden = register_module("hidden", torch::nn::Linear(3, 3));
     head = register_module("lm_head", torch::nn::Linear(torch::nn::LinearOptions(3, 5).bias(false)));
-    head->weight = head->register_parameter("weight", torch::ones({5, 3}));
     unused = register_parameter("unused", torch::ones({2, 2}));
     frozen = register_parameter("frozen", torch::ones({2}), false);
     int n = 0;
