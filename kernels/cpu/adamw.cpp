@@ -17,34 +17,29 @@ void update(const AdamwArgs& args) {
             one_minus_beta1 = splat(args.one_minus_beta1), beta2 = splat(args.beta2),
             one_minus_beta2 = splat(args.one_minus_beta2), correction = splat(args.inverse_sqrt_correction2),
             eps = splat(args.eps), step = splat(args.step), decay = splat(args.decay);
-  HealthLanes health;
-  const auto part = [&]<bool tail>(int k, std::int64_t i, std::int64_t left) {
-    const F32 g = load<G, tail>(grad + i, left) * grad_scale;
-    const F32 m = store<M, tail>(moment1 + i, fma(beta1, load<M, tail>(moment1 + i, left), one_minus_beta1 * g), left);
-    const F32 v = fma(beta2, load<DType::f32, tail>(moment2 + i, left), (one_minus_beta2 * g) * g);
-    store<DType::f32, tail>(moment2 + i, v, left);
-    const F32 w = load<DType::f32, tail>(weight + i, left);
-    F32 updated = fma(-step, m / fma(square_root(v), correction, eps), w * decay);
-    // The lanes past the end are 0/eps, which is not a number when eps is 0.
-    if constexpr (tail) {
-      for (std::int64_t lane = left; lane < width; ++lane) updated[lane] = 0;
-    }
-    store<DType::f32, tail>(weight + i, updated, left);
-    if constexpr (P != DType::f32) store<P, tail>(param + i, updated, left);
-    health.update.add(k, updated - w);
-    health.weight.add(k, updated);
-  };
-  std::int64_t i = 0;
-  for (; i + step_width <= args.count; i += step_width)
-#pragma GCC unroll 4
-    for (int k = 0; k < parts; ++k) part.template operator()<false>(k, i + k * width, width);
-#pragma GCC unroll 4
-  for (int k = 0; k < parts; ++k) {
-    const std::int64_t begin = i + k * width;
-    if (begin < args.count)
-      part.template operator()<true>(k, begin, args.count - begin < width ? args.count - begin : width);
-  }
-  health.add_to(*args.health);
+  HealthTotals all;
+  for_each_block(args.count, [&](std::int64_t begin, std::int64_t end) {
+    BlockHealth health;
+    for_each_part(begin, end, [&]<bool tail>(int part, std::int64_t i, std::int64_t left) {
+      const F32 g = load<G, tail>(grad + i, left) * grad_scale;
+      const F32 m =
+          store<M, tail>(moment1 + i, fma(beta1, load<M, tail>(moment1 + i, left), one_minus_beta1 * g), left);
+      const F32 v = fma(beta2, load<DType::f32, tail>(moment2 + i, left), (one_minus_beta2 * g) * g);
+      store<DType::f32, tail>(moment2 + i, v, left);
+      const F32 w = load<DType::f32, tail>(weight + i, left);
+      F32 updated = fma(-step, m / fma(square_root(v), correction, eps), w * decay);
+      // The lanes past the end are 0/eps, which is not a number when eps is 0.
+      if constexpr (tail) {
+        for (std::int64_t lane = left; lane < width; ++lane) updated[lane] = 0;
+      }
+      store<DType::f32, tail>(weight + i, updated, left);
+      if constexpr (P != DType::f32) store<P, tail>(param + i, updated, left);
+      health.update.add(part, updated - w);
+      health.weight.add(part, updated);
+    });
+    all.add(health);
+  });
+  all.add_to(*args.health);
 }
 
 }  // namespace

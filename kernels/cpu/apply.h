@@ -5,28 +5,44 @@
 
 namespace regatta::kernels::REGATTA_ISA {
 
-/// Sums of squares in fp64, over step_width lanes so that their order is the same on every instruction set.
+/// Sums of squares for the health figures: fp32 over a block, fp64 over blocks, in step_width lanes so that their order
+/// is the same on every instruction set.
 struct SquareLanes {
-  F64 sum[2 * parts] = {};
+  F32 lanes[parts] = {};
 
   /// Adds the squares of part `part` of a step.
-  REGATTA_INLINE void add(int part, F32 x) {
-    const Wide wide = widen(x);
-    sum[2 * part] = square_plus(wide.low, sum[2 * part]);
-    sum[2 * part + 1] = square_plus(wide.high, sum[2 * part + 1]);
+  REGATTA_INLINE void add(int part, F32 x) { lanes[part] = fma(x, x, lanes[part]); }
+};
+struct SquareTotals {
+  F64 lanes[2 * parts] = {};
+
+  REGATTA_INLINE void add(const SquareLanes& block) {
+    for (int part = 0; part < parts; ++part) {
+      const Wide wide = widen(block.lanes[part]);
+      lanes[2 * part] += wide.low;
+      lanes[2 * part + 1] += wide.high;
+    }
   }
-  REGATTA_INLINE double total() const {
-    double lanes[step_width];
-    std::memcpy(lanes, sum, sizeof lanes);
-    return sum_of_lanes(lanes);
+  REGATTA_INLINE double sum() const {
+    double all[step_width];
+    std::memcpy(all, lanes, sizeof all);
+    return sum_of_lanes(all);
   }
 };
 
-struct HealthLanes {
+/// Of one block, at most block_numel elements; small enough for registers.
+struct BlockHealth {
   SquareLanes update, weight;
+};
+struct HealthTotals {
+  SquareTotals update, weight;
+  REGATTA_INLINE void add(const BlockHealth& block) {
+    update.add(block.update);
+    weight.add(block.weight);
+  }
   REGATTA_INLINE void add_to(SweepHealth& health) const {
-    health.update_squares += update.total();
-    health.weight_squares += weight.total();
+    health.update_squares += update.sum();
+    health.weight_squares += weight.sum();
   }
 };
 
@@ -45,35 +61,42 @@ struct StepPerColumn {
   }
 };
 
-/// P is the dtype of the low-precision copy; f32 means there is none.
+/// The weights of one row segment; P is the dtype of their low-precision copy, f32 when there is none.
+template <DType P>
+struct Weights {
+  float* weight;
+  Storage<P>* param;
+  F32 decay;
+
+  Weights(const RegTensors& t, std::int64_t offset)
+      : weight(t.weight + offset),
+        param(P == DType::f32 ? nullptr : static_cast<Storage<P>*>(t.param) + offset),
+        decay(splat(t.decay)) {}
+
+  /// Part `part` of a step, its elements from `i` on.
+  template <bool tail>
+  REGATTA_INLINE void apply(int part, std::int64_t i, std::int64_t count, F32 step, F32 a, BlockHealth& health) const {
+    const F32 w = load<DType::f32, tail>(weight + i, count);
+    const F32 updated = fma(-step, a, w * decay);
+    store<DType::f32, tail>(weight + i, updated, count);
+    if constexpr (P != DType::f32) store<P, tail>(param + i, updated, count);
+    health.update.add(part, updated - w);
+    health.weight.add(part, updated);
+  }
+};
+
 template <DType P, class Values, class Steps>
 REGATTA_INLINE void apply_segment(const RegTensors& t, std::int64_t offset, std::int64_t count, const Values& values,
-                                  const Steps& steps, HealthLanes& health) {
-  float* weight = t.weight + offset;
-  Storage<P>* param = P == DType::f32 ? nullptr : static_cast<Storage<P>*>(t.param) + offset;
-  const F32 decay = splat(t.decay);
-  const auto part = [&]<bool tail>(int k, std::int64_t i, std::int64_t left) {
-    const F32 a = values.template at<tail>(i, left), w = load<DType::f32, tail>(weight + i, left);
-    const F32 updated = fma(-steps.template at<tail>(i, left), a, w * decay);
-    store<DType::f32, tail>(weight + i, updated, left);
-    if constexpr (P != DType::f32) store<P, tail>(param + i, updated, left);
-    health.update.add(k, updated - w);
-    health.weight.add(k, updated);
-  };
-  std::int64_t i = 0;
-  for (; i + step_width <= count; i += step_width)
-#pragma GCC unroll 4
-    for (int k = 0; k < parts; ++k) part.template operator()<false>(k, i + k * width, width);
-#pragma GCC unroll 4
-  for (int k = 0; k < parts; ++k) {
-    const std::int64_t begin = i + k * width;
-    if (begin < count) part.template operator()<true>(k, begin, count - begin < width ? count - begin : width);
-  }
+                                  const Steps& steps, HealthTotals& health) {
+  const Weights<P> weights(t, offset);
+  for_each_block(count, [&](std::int64_t begin, std::int64_t end) {
+    BlockHealth block;
+    for_each_part(begin, end, [&]<bool tail>(int part, std::int64_t i, std::int64_t left) {
+      weights.template apply<tail>(part, i, left, steps.template at<tail>(i, left),
+                                   values.template at<tail>(part, i, left), block);
+    });
+    health.add(block);
+  });
 }
-
-/// Applies one row segment whose step is one number, a being the momentum.
-using ApplyRow = void (*)(const RegTensors&, std::int64_t offset, std::int64_t count, float step, SweepHealth&);
-/// `param` null means that there is no low-precision copy.
-ApplyRow apply_row(DType momentum_dtype, const void* param, DType param_dtype);
 
 }  // namespace regatta::kernels::REGATTA_ISA

@@ -15,8 +15,6 @@ namespace regatta::kernels::REGATTA_ISA {
 
 enum class Term { square, magnitude };
 
-/// Elements summed before the bin is checked: still in the first-level cache if they must be read again.
-inline constexpr std::int64_t block_numel = 1024;
 inline constexpr std::uint32_t infinity_bits = 0x7f800000U;
 /// Below every bin that a float's square or magnitude can have.
 inline constexpr std::int32_t lowest_bin = -8;
@@ -43,54 +41,106 @@ REGATTA_INLINE void add_half(F64 x, F64 magic, F64 both, U64& hi, U64& lo) {
   }
 }
 
-/// What one block adds, with the bin of its sums taken for granted.
-struct BlockSums {
-  std::uint64_t hi = 0, lo = 0;
-  std::uint32_t largest_bits = 0;
-};
-
-/// Sums the terms of values.at(i), i in [0, numel), at `bin`.
-template <Term term, class Values>
-REGATTA_INLINE BlockSums sum_block(const Values& values, std::int64_t numel, std::int32_t bin) {
-  const double magic = magic_of(bin), rest_magic = magic_of(bin - 1);
-  const F64 m = splat64(magic), both = splat64(magic + rest_magic);
+/// Sums at one bin, still in vectors, the magic numbers' bits included.
+struct RunningSums {
   U64 hi_low{}, hi_high{}, lo_low{}, lo_high{};
   U32 largest{};
-  const auto add = [&](F32 a) {
-    largest = larger(largest, magnitude_bits(a));
+  std::int64_t lanes = 0;  // that were added
+};
+
+/// Adds the terms of values.at(part, i), i in [begin, end), at `bin`.
+template <Term term, class Values>
+REGATTA_INLINE void add_values(RunningSums& running, const Values& values, std::int64_t begin, std::int64_t end,
+                               std::int32_t bin) {
+  const F64 magic = splat64(magic_of(bin)), both = splat64(magic_of(bin) + magic_of(bin - 1));
+  RunningSums sums = running;  // in registers
+  for_each_part(begin, end, [&]<bool tail>(int part, std::int64_t i, std::int64_t left) {
+    const F32 a = values.template at<tail>(part, i, left);
+    sums.largest = larger(sums.largest, magnitude_bits(a));
     const Wide x = widen(term == Term::square ? a : magnitude(a));
-    add_half<term>(x.low, m, both, hi_low, lo_low);
-    add_half<term>(x.high, m, both, hi_high, lo_high);
-  };
-  std::int64_t i = 0;
-  for (; i + width <= numel; i += width) add(values.template at<false>(i, width));
-  if (i < numel) add(values.template at<true>(i, numel - i));
-  const auto lanes = static_cast<std::uint64_t>((numel + width - 1) / width * width);
-  return {sum_of_lanes(hi_low + hi_high) - lanes * bits_as<std::uint64_t>(magic),
-          sum_of_lanes(lo_low + lo_high) - lanes * bits_as<std::uint64_t>(rest_magic), largest_lane(largest)};
+    add_half<term>(x.low, magic, both, sums.hi_low, sums.lo_low);
+    add_half<term>(x.high, magic, both, sums.hi_high, sums.lo_high);
+  });
+  sums.lanes += (end - begin + width - 1) / width * width;
+  running = sums;
 }
 
-/// The bin to try for the next block of a line.
-REGATTA_INLINE std::int32_t guess_bin(const LineSum& line, std::int32_t hint) {
-  return line.bin == empty_bin || line.bin == non_finite_bin ? hint : line.bin;
+/// Adds sums that were taken at `bin`, which must be the line's own bin unless all values were zero.
+REGATTA_INLINE void add_running(LineSum& line, const RunningSums& sums, std::int32_t bin) {
+  const auto lanes = static_cast<std::uint64_t>(sums.lanes);
+  const std::uint64_t hi = sum_of_lanes(sums.hi_low + sums.hi_high) - lanes * bits_as<std::uint64_t>(magic_of(bin));
+  const std::uint64_t lo = sum_of_lanes(sums.lo_low + sums.lo_high) - lanes * bits_as<std::uint64_t>(magic_of(bin - 1));
+  line.hi += static_cast<std::int64_t>(hi);
+  line.lo += static_cast<std::int64_t>(lo);
 }
 
-/// Adds a block that was summed at `guess`; `again(bin)` sums it at another bin.
-template <Term term, class Again>
-REGATTA_INLINE void settle(LineSum& line, BlockSums block, std::int32_t guess, const Again& again) {
-  if (block.largest_bits == 0) return;
-  if (block.largest_bits >= infinity_bits) {
-    raise(line, non_finite_bin);
-    line.largest = __builtin_inff();
-    return;
+/// Smallest float whose term is outside `bin`, as bits; infinity when all finite ones are inside.
+template <Term term>
+REGATTA_INLINE std::uint32_t limit_of(std::int32_t bin) {
+  const int exponent = term == Term::square ? 20 * (bin + 1) : 40 * (bin + 1) - 1;
+  if (exponent > 128 || (exponent == 128 && term == Term::magnitude)) return infinity_bits;
+  // 0x3f3504f4 is the smallest float whose square exceeds one half.
+  const double limit = term == Term::square ? double{bits_as<float>(0x3f3504f4U)} * exp2i(exponent) : exp2i(exponent);
+  float rounded = static_cast<float>(limit);
+  if (rounded < limit) rounded = bits_as<float>(bits_as<std::uint32_t>(rounded) + 1);  // a subnormal: round up
+  return bits_as<std::uint32_t>(rounded);
+}
+
+/// Sums a line block by block.
+template <Term term>
+class LineAccumulator {
+ public:
+  /// `hint` is the bin of a neighbouring line.
+  REGATTA_INLINE explicit LineAccumulator(std::int32_t hint) : bin_(hint) {}
+
+  /// `values` may have effects; `stored` reads the same values again.
+  template <class Values, class Stored>
+  REGATTA_INLINE void add_block(std::int64_t begin, std::int64_t end, const Values& values, const Stored& stored) {
+    const RunningSums before = sums_;
+    add_values<term>(sums_, values, begin, end, bin_);
+    if (settled_ && !any(bits_as<I32>(sums_.largest) >= limit_)) return;
+    settle(before, begin, end, stored);
   }
-  const float largest = bits_as<float>(block.largest_bits);
-  if (largest > line.largest) line.largest = largest;
-  if (line.bin == non_finite_bin) return;
-  raise(line, bin_of_largest<term>(largest));
-  if (line.bin != guess) block = again(line.bin);
-  line.hi += static_cast<std::int64_t>(block.hi);
-  line.lo += static_cast<std::int64_t>(block.lo);
-}
+
+  REGATTA_INLINE LineSum finish() {
+    if (line_.bin != empty_bin && line_.bin != non_finite_bin) add_running(line_, sums_, bin_);
+    const std::uint32_t largest = largest_lane(sums_.largest);
+    line_.largest = largest >= infinity_bits ? __builtin_inff() : bits_as<float>(largest);
+    return line_;
+  }
+
+ private:
+  // The block may not fit the bin at hand, or the bin is a mere guess.
+  template <class Stored>
+  [[gnu::noinline]] void settle(const RunningSums& before, std::int64_t begin, std::int64_t end, const Stored& stored) {
+    const std::uint32_t largest = largest_lane(sums_.largest);
+    if (largest == 0) return;
+    if (largest >= infinity_bits) {
+      raise(line_, non_finite_bin);
+      settled_ = true;
+      limit_ = I32{} + 0x7fffffff;  // nothing to settle any more
+      return;
+    }
+    const std::int32_t bin = bin_of_largest<term>(bits_as<float>(largest));
+    if (bin != bin_) {
+      // What came before was all zeros, or was summed at the line's lower bin.
+      const U32 seen = sums_.largest;
+      if (line_.bin != empty_bin) add_running(line_, before, bin_);
+      sums_ = RunningSums{};
+      add_values<term>(sums_, stored, begin, end, bin);
+      sums_.largest = seen;
+      bin_ = bin;
+    }
+    raise(line_, bin);
+    settled_ = true;
+    limit_ = bits_as<I32>(U32{} + limit_of<term>(bin));
+  }
+
+  LineSum line_;
+  RunningSums sums_;
+  std::int32_t bin_;
+  bool settled_ = false;  // the line's bin is bin_
+  I32 limit_{};           // of bin_, as bits
+};
 
 }  // namespace regatta::kernels::REGATTA_ISA

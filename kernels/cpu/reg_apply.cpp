@@ -7,23 +7,11 @@ namespace regatta::kernels::REGATTA_ISA {
 namespace {
 
 template <DType M, DType P>
-void apply_one_row(const RegTensors& t, std::int64_t offset, std::int64_t count, float step, SweepHealth& health) {
-  HealthLanes lanes;
-  apply_segment<P>(t, offset, count, StoredMomentum<M>(t, offset), OneStep{splat(step)}, lanes);
-  lanes.add_to(health);
-}
-
-template <class Body>
-REGATTA_INLINE void with_param_dtype(const RegTensors& t, const Body& body) {
-  with_grad_dtype(t.param ? t.param_dtype : DType::f32, body);
-}
-
-template <DType M, DType P>
 void apply(const ApplyArgs& args) {
   const RegTensors& t = args.tensors;
   const int earlier = args.pass_count - 1;
   const LineFactors last = args.passes[earlier];
-  HealthLanes lanes;
+  HealthTotals lanes;
   for_each_row(t.run, [&](std::int64_t offset, std::int64_t row, std::int64_t col, std::int64_t count) {
     const auto with_steps = [&](const auto& values) {
       if (last.line == Line::row) {
@@ -42,16 +30,6 @@ void apply(const ApplyArgs& args) {
 }
 
 }  // namespace
-
-ApplyRow apply_row(DType momentum_dtype, const void* param, DType param_dtype) {
-  const bool narrow = momentum_dtype == DType::bf16;
-  switch (param ? param_dtype : DType::f32) {
-    case DType::f32: return narrow ? apply_one_row<DType::bf16, DType::f32> : apply_one_row<DType::f32, DType::f32>;
-    case DType::bf16: return narrow ? apply_one_row<DType::bf16, DType::bf16> : apply_one_row<DType::f32, DType::bf16>;
-    case DType::f16: return narrow ? apply_one_row<DType::bf16, DType::f16> : apply_one_row<DType::f32, DType::f16>;
-  }
-  return nullptr;
-}
 
 void reg_apply(const ApplyArgs& args) {
   const RegTensors& t = args.tensors;

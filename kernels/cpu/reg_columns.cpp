@@ -12,8 +12,12 @@
 namespace regatta::kernels::REGATTA_ISA {
 namespace {
 
-constexpr std::int64_t strip_columns = 2048;
-constexpr std::int64_t rows_at_a_time = 8;
+#ifndef SC
+#define SC 2048
+#define RT 8
+#endif
+constexpr std::int64_t strip_columns = SC;
+constexpr std::int64_t rows_at_a_time = RT;
 
 struct Rectangle {
   std::int64_t offset;  // of its first element, from the run's
@@ -32,18 +36,6 @@ struct Strip {
   alignas(64) std::uint32_t limit[strip_columns];    // bits of the smallest |a| that does not fit the bin
   std::int32_t bin[strip_columns];
 };
-
-// Smallest float whose term is outside `bin`, as bits; infinity when all finite ones are inside.
-template <Term term>
-REGATTA_INLINE std::uint32_t limit_of(std::int32_t bin) {
-  const int exponent = term == Term::square ? 20 * (bin + 1) : 40 * (bin + 1) - 1;
-  if (exponent > 128 || (exponent == 128 && term == Term::magnitude)) return infinity_bits;
-  // 0x3f3504f4 is the smallest float whose square exceeds one half.
-  const double limit = term == Term::square ? double{bits_as<float>(0x3f3504f4U)} * exp2i(exponent) : exp2i(exponent);
-  float rounded = static_cast<float>(limit);
-  if (rounded < limit) rounded = bits_as<float>(bits_as<std::uint32_t>(rounded) + 1);  // a subnormal: round up
-  return bits_as<std::uint32_t>(rounded);
-}
 
 template <Term term>
 REGATTA_INLINE void anchor(Strip& strip, std::int64_t c, std::int32_t bin) {
@@ -126,11 +118,17 @@ struct UpdateColumns {
   const ObserveArgs& args;
   template <bool tail>
   REGATTA_INLINE F32 first(std::int64_t offset, std::int64_t, std::int64_t, std::int64_t count) const {
-    return UpdatedMomentum<G, M>(args.tensors, offset).template at<tail>(0, count);
+#ifdef PF
+    __builtin_prefetch(
+        static_cast<const Storage<G>*>(args.tensors.grad) + offset + rows_at_a_time * args.tensors.run.cols, 0, PF);
+    __builtin_prefetch(
+        static_cast<const Storage<M>*>(args.tensors.momentum) + offset + rows_at_a_time * args.tensors.run.cols, 0, PF);
+#endif
+    return UpdatedMomentum<G, M>(args.tensors, offset).template at<tail>(0, 0, count);
   }
   template <bool tail>
   REGATTA_INLINE F32 again(std::int64_t offset, std::int64_t, std::int64_t, std::int64_t count) const {
-    return StoredMomentum<M>(args.tensors, offset).template at<tail>(0, count);
+    return StoredMomentum<M>(args.tensors, offset).template at<tail>(0, 0, count);
   }
 };
 template <DType M>
@@ -139,7 +137,7 @@ struct ReadColumns {
   template <bool tail>
   REGATTA_INLINE F32 first(std::int64_t offset, std::int64_t row, std::int64_t col, std::int64_t count) const {
     return ScaledMomentum<M>(args.tensors, offset, args.earlier, args.earlier_count, row, col)
-        .template at<tail>(0, count);
+        .template at<tail>(0, 0, count);
   }
   template <bool tail>
   REGATTA_INLINE F32 again(std::int64_t offset, std::int64_t row, std::int64_t col, std::int64_t count) const {

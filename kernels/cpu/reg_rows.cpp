@@ -8,37 +8,63 @@
 namespace regatta::kernels::REGATTA_ISA {
 namespace {
 
-// Adds the terms of `count` values to `line`. `values(offset)` are those from an offset on; the first reading may have
-// effects, `stored(offset)` reads the same values again.
-template <Term term, class Values, class Stored>
-REGATTA_INLINE void add_row(LineSum& line, std::int32_t hint, std::int64_t count, const Values& values,
-                            const Stored& stored) {
-  for (std::int64_t i = 0; i < count; i += block_numel) {
-    const std::int64_t numel = count - i < block_numel ? count - i : block_numel;
-    const std::int32_t guess = guess_bin(line, hint);
-    settle<term>(line, sum_block<term>(values(i), numel, guess), guess,
-                 [&](std::int32_t bin) { return sum_block<term>(stored(i), numel, bin); });
-  }
+// The bin of a neighbouring line is the best guess for the next one.
+template <Term term>
+REGATTA_INLINE LineSum finish(LineAccumulator<term>& row, std::int32_t& hint) {
+  const LineSum line = row.finish();
+  if (line.bin != empty_bin && line.bin != non_finite_bin) hint = line.bin;
+  return line;
 }
 
-// The bin of a neighbouring line is the best guess for the next one.
-REGATTA_INLINE void learn(std::int32_t& hint, const LineSum& line) { hint = guess_bin(line, hint); }
+template <Term term, class Values, class Stored>
+REGATTA_INLINE LineSum sum_row(std::int32_t& hint, std::int64_t count, const Values& values, const Stored& stored) {
+  LineAccumulator<term> row(hint);
+  for_each_block(count, [&](std::int64_t begin, std::int64_t end) { row.add_block(begin, end, values, stored); });
+  return finish(row, hint);
+}
 
-template <DType G, DType M>
+// Updates one row's momentum and, in the same loop, the weights of the row above, whose norm is known by now: the sweep
+// then has all its streams in flight at all times, and the row above is still in the cache.
+template <DType G, DType M, DType P>
+struct UpdateAndApplyAbove {
+  UpdatedMomentum<G, M> row;
+  StoredMomentum<M> above;
+  Weights<P> weights;
+  F32 step;
+  BlockHealth& health;
+
+  template <bool tail>
+  REGATTA_INLINE F32 at(int part, std::int64_t i, std::int64_t count) const {
+    weights.template apply<tail>(part, i, count, step, above.template at<tail>(part, i, count), health);
+    return row.template at<tail>(part, i, count);
+  }
+};
+
+template <DType G, DType M, DType P>
 void update_rows(const UpdateRowsArgs& args) {
   const RegTensors& t = args.tensors;
-  const ApplyRow apply = apply_row(M, t.param, t.param_dtype);
+  const std::int64_t cols = t.run.cols, numel = t.run.end - t.run.begin;
   std::int32_t hint = 0;
-  for_each_row(t.run, [&](std::int64_t offset, std::int64_t, std::int64_t, std::int64_t count) {
-    LineSum line;
-    add_row<Term::square>(
-        line, hint, count, [&](std::int64_t i) { return UpdatedMomentum<G, M>(t, offset + i); },
-        [&](std::int64_t i) { return StoredMomentum<M>(t, offset + i); });
-    learn(hint, line);
-    const double norm = __builtin_sqrt(value(line));
+  float step = 0;  // of the row above
+  HealthTotals totals;
+  for (std::int64_t offset = 0; offset < numel; offset += cols) {
+    const UpdatedMomentum<G, M> updated(t, offset);
+    const StoredMomentum<M> stored(t, offset);
+    LineAccumulator<Term::square> row(hint);
+    for_each_block(cols, [&](std::int64_t begin, std::int64_t end) {
+      if (offset == 0) return row.add_block(begin, end, updated, stored);
+      BlockHealth health;
+      const UpdateAndApplyAbove<G, M, P> both{updated, StoredMomentum<M>(t, offset - cols),
+                                              Weights<P>(t, offset - cols), splat(step), health};
+      row.add_block(begin, end, both, stored);
+      totals.add(health);
+    });
+    const double norm = __builtin_sqrt(value(finish(row, hint)));
     count_line(*args.health, norm, args.eps);
-    apply(t, offset, count, step_factor(inverse_norm(norm, args.eps), args.scale), *args.health);
-  });
+    step = step_factor(inverse_norm(norm, args.eps), args.scale);
+  }
+  apply_segment<P>(t, numel - cols, cols, StoredMomentum<M>(t, numel - cols), OneStep{splat(step)}, totals);
+  totals.add_to(*args.health);
 }
 
 template <Term term, DType M>
@@ -46,13 +72,8 @@ void observe_stored(const ObserveArgs& args, LineSum* sums) {
   const RegTensors& t = args.tensors;
   std::int32_t hint = 0;
   for_each_row(t.run, [&](std::int64_t offset, std::int64_t row, std::int64_t col, std::int64_t count) {
-    const auto values = [&](std::int64_t i) {
-      return ScaledMomentum<M>(t, offset + i, args.earlier, args.earlier_count, row, col + i);
-    };
-    LineSum line;
-    add_row<term>(line, hint, count, values, values);
-    learn(hint, line);
-    merge(sums[row], line);
+    const ScaledMomentum<M> values(t, offset, args.earlier, args.earlier_count, row, col);
+    merge(sums[row], sum_row<term>(hint, count, values, values));
   });
 }
 
@@ -61,12 +82,7 @@ void observe_updated(const ObserveArgs& args, LineSum* sums) {
   const RegTensors& t = args.tensors;
   std::int32_t hint = 0;
   for_each_row(t.run, [&](std::int64_t offset, std::int64_t row, std::int64_t, std::int64_t count) {
-    LineSum line;
-    add_row<term>(
-        line, hint, count, [&](std::int64_t i) { return UpdatedMomentum<G, M>(t, offset + i); },
-        [&](std::int64_t i) { return StoredMomentum<M>(t, offset + i); });
-    learn(hint, line);
-    merge(sums[row], line);
+    merge(sums[row], sum_row<term>(hint, count, UpdatedMomentum<G, M>(t, offset), StoredMomentum<M>(t, offset)));
   });
 }
 
@@ -83,8 +99,11 @@ void observe(const ObserveArgs& args, LineSum* sums, bool update) {
 
 void reg_update_rows(const UpdateRowsArgs& args) {
   const RegTensors& t = args.tensors;
-  with_momentum_dtype(t.momentum_dtype,
-                      [&]<DType M>() { with_grad_dtype(t.grad_dtype, [&]<DType G>() { update_rows<G, M>(args); }); });
+  if (t.run.empty()) return;
+  with_momentum_dtype(t.momentum_dtype, [&]<DType M>() {
+    with_grad_dtype(t.grad_dtype,
+                    [&]<DType G>() { with_param_dtype(t, [&]<DType P>() { update_rows<G, M, P>(args); }); });
+  });
 }
 
 void observe_rows(const ObserveArgs& args) {

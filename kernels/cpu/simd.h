@@ -51,14 +51,18 @@ REGATTA_INLINE F32 magnitude(F32 a) { return bits_as<F32>(magnitude_bits(a)); }
 REGATTA_INLINE U32 larger(U32 a, U32 b) { return a > b ? a : b; }
 
 REGATTA_INLINE std::uint32_t largest_lane(U32 a) {
-  std::uint32_t result = 0;
-  for (int i = 0; i < width; ++i) result = a[i] > result ? a[i] : result;
-  return result;
+  std::uint32_t lanes[width];
+  std::memcpy(lanes, &a, sizeof lanes);
+  for (int half = width / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+  return lanes[0];
 }
 REGATTA_INLINE std::uint64_t sum_of_lanes(U64 a) {
-  std::uint64_t result = 0;
-  for (int i = 0; i < width / 2; ++i) result += a[i];
-  return result;
+  std::uint64_t lanes[width / 2];
+  std::memcpy(lanes, &a, sizeof lanes);
+  for (int half = width / 4; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
 }
 /// In a fixed order.
 REGATTA_INLINE double sum_of_lanes(const double* lanes) {
@@ -220,6 +224,36 @@ REGATTA_INLINE F32 store(Storage<D>* to, F32 a, std::int64_t count) {
     std::memcpy(to, &raw, sizeof raw);
   }
   return read_back;
+}
+
+/// Elements between two looks at running sums: a block's values are still in the first-level cache if they must be read
+/// again.
+inline constexpr std::int64_t block_numel = 2048;
+
+/// body(begin, end) for every block of [0, count).
+template <class Body>
+REGATTA_INLINE void for_each_block(std::int64_t count, const Body& body) {
+  for (std::int64_t begin = 0; begin < count; begin += block_numel)
+    body(begin, begin + block_numel < count ? begin + block_numel : count);
+}
+
+/// body.operator()<tail>(part, i, left) for every vector of [begin, end): `part` says which vector of a step it is,
+/// `left` how many of its elements there are when it is the last and `tail` is true.
+template <class Body>
+REGATTA_INLINE void for_each_part(std::int64_t begin, std::int64_t end, const Body& body) {
+  std::int64_t i = begin;
+  for (; i + step_width <= end; i += step_width)
+#pragma GCC unroll 4
+    for (int part = 0; part < parts; ++part) body.template operator()<false>(part, i + part * width, width);
+#pragma GCC unroll 4
+  for (int part = 0; part < parts; ++part) {
+    const std::int64_t left = end - (i + part * width);
+    if (left >= width) {
+      body.template operator()<false>(part, i + part * width, width);
+    } else if (left > 0) {
+      body.template operator()<true>(part, i + part * width, left);
+    }
+  }
 }
 
 }  // namespace regatta::kernels::REGATTA_ISA

@@ -1,6 +1,7 @@
 #pragma once
 // The values a of one row segment, as a sweep sees them: the momentum just updated, or the momentum scaled by earlier
-// passes' factors. Per instruction set, as simd.h. Offsets count from the segment's first element.
+// passes' factors. Per instruction set, as simd.h. at(part, i, count) is a vector of them from element i of the segment
+// on.
 
 #include "kernels/cpu/simd.h"
 #include "kernels/kernels.h"
@@ -22,7 +23,7 @@ struct UpdatedMomentum {
         grad_scale(splat(t.grad_scale)) {}
 
   template <bool tail>
-  REGATTA_INLINE F32 at(std::int64_t i, std::int64_t count) const {
+  REGATTA_INLINE F32 at(int, std::int64_t i, std::int64_t count) const {
     const F32 g = load<G, tail>(grad + i, count), m = load<M, tail>(momentum + i, count);
     return store<M, tail>(momentum + i, fma(mu, m, one_minus_mu * (g * grad_scale)), count);
   }
@@ -37,7 +38,7 @@ struct StoredMomentum {
       : momentum(static_cast<const Storage<M>*>(t.momentum) + offset) {}
 
   template <bool tail>
-  REGATTA_INLINE F32 at(std::int64_t i, std::int64_t count) const {
+  REGATTA_INLINE F32 at(int, std::int64_t i, std::int64_t count) const {
     return load<M, tail>(momentum + i, count);
   }
 };
@@ -59,7 +60,7 @@ struct ScaledMomentum {
         col(first_col) {}
 
   template <bool tail>
-  REGATTA_INLINE F32 at(std::int64_t i, std::int64_t count) const {
+  REGATTA_INLINE F32 at(int, std::int64_t i, std::int64_t count) const {
     F32 a = load<M, tail>(momentum + i, count);
     for (int k = 0; k < pass_count; ++k) {
       const float* factor = passes[k].factor;
@@ -82,6 +83,12 @@ template <class Body>
 REGATTA_INLINE void with_momentum_dtype(DType dtype, const Body& body) {
   if (dtype == DType::f32) return body.template operator()<DType::f32>();
   body.template operator()<DType::bf16>();
+}
+
+/// The dtype of the low-precision copy of the weights; f32 when there is none.
+template <class Body>
+REGATTA_INLINE void with_param_dtype(const RegTensors& t, const Body& body) {
+  with_grad_dtype(t.param ? t.param_dtype : DType::f32, body);
 }
 
 /// Calls body(offset, row, col, count) for every row segment of the run: `row` counts from the first row touched.

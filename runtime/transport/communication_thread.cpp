@@ -105,7 +105,7 @@ void CommunicationThread::poison(std::uint64_t number, Code code, const std::str
   error_code_ = code;
   error_sentence_ = sentence;
   failed_from_.store(number, std::memory_order_release);
-  peers_->fail(sentence, code, code == Code::aborted);
+  if (!peers_->gave_up()) peers_->fail(sentence, code, code == Code::aborted);
 }
 
 void CommunicationThread::check() const {

@@ -91,6 +91,16 @@ void Peers::leave() noexcept {
   if (records_[rank_]->left.exchange(1, std::memory_order_acq_rel) == 0 && link_) link_->send_left();
 }
 
+bool Peers::troubled() const noexcept {
+  poll();
+  if (gave_up()) return true;
+  if (stop_ != nullptr && stop_->load(std::memory_order_relaxed)) return true;
+  for (const PeerRecord* record : records_) {
+    if (record->state.load(std::memory_order_acquire) == PeerRecord::failed) return true;
+  }
+  return false;
+}
+
 void Peers::check(std::string_view kind, std::string_view label) const {
   poll();
   int first = -1;
@@ -104,6 +114,9 @@ void Peers::check(std::string_view kind, std::string_view label) const {
     if (record.secondary) throw Error(Code::aborted, record.reason);
     const std::string who = first == rank_ ? "this rank" : "rank " + std::to_string(first);
     throw Error(Code::aborted, who + " stopped: " + record.reason);
+  }
+  if (gave_up()) {
+    throw Error(Code::aborted, std::string(kind) + " '" + std::string(label) + "' was given up by this rank");
   }
   if (stop_ != nullptr && stop_->load(std::memory_order_relaxed)) {
     throw Error(Code::aborted,

@@ -62,6 +62,12 @@ class Peers {
   void fail(const std::string& reason, Code code, bool secondary) noexcept;
   void leave() noexcept;
 
+  /// Ends this rank's waits without telling the others why: a better reason is on its way.
+  void give_up() noexcept { gave_up_.store(true, std::memory_order_relaxed); }
+  bool gave_up() const noexcept { return gave_up_.load(std::memory_order_relaxed); }
+
+  /// Whether any rank has failed, this one gave up, or the job was told to stop.
+  bool troubled() const noexcept;
   /// Throws Error(aborted) when any rank has failed or the job was told to stop, naming the collective in question.
   void check(std::string_view kind, std::string_view label) const;
   /// Empty while the rank may still answer; else half a sentence such as "rank 1 (pid 4242) is gone".
@@ -78,6 +84,7 @@ class Peers {
   std::vector<std::shared_ptr<void>> owners_;
   std::vector<ProcessId> processes_;
   const std::atomic<bool>* stop_;
+  std::atomic<bool> gave_up_{false};
   std::shared_ptr<PeerLink> link_;  // shared with the backend, which closes it
 };
 

@@ -183,6 +183,10 @@ class Transport {
   void leave() noexcept;
   /// Every rank of the root transport.
   std::vector<PeerStatus> peers() const;
+  /// Blocks until all calls queued on this rank have ended, well or not. For destructors of what those calls use: while
+  /// an exception unwinds the caller, peers may never arrive, so the calls are given up instead. Peers hear of that by
+  /// abort or leave.
+  void drain() noexcept;
 
   const TransportCounters& counters() const;
   const TransportOptions& options() const;
@@ -190,9 +194,6 @@ class Transport {
  protected:
   /// `root_ranks` are this group's members; `rank` indexes them. `group` tells groups that share members apart.
   Transport(int rank, std::vector<int> root_ranks, int group, std::shared_ptr<TransportShared> shared);
-
-  /// Destructors of backends call this first: no queued call of this object may run after it.
-  void drain() noexcept;
 
   struct Outgoing {
     const std::byte* data = nullptr;

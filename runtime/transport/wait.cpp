@@ -26,24 +26,23 @@ void relax() {
 
 }  // namespace
 
-bool Wait::pause() {
+Wait::Pause Wait::pause() {
   ++rounds_;
   if (rounds_ <= spin_rounds) {
     relax();
-    return false;
+    return Pause::poll;
   }
   if (rounds_ <= yield_rounds) {
     sched_yield();
-    return false;
+    return Pause::poll;
   }
   sleep_ns(rounds_ <= short_sleeps ? 20'000 : 50'000);
   if (rounds_ > short_sleeps) rounds_ = short_sleeps + 1;
-  peers_.check(kind_, label_);
   const auto now = Clock::now();
   if (next_look_ == Clock::time_point{}) next_look_ = now + look_every;
-  if (now < next_look_) return false;
+  if (now < next_look_) return Pause::ask;
   next_look_ = now + look_every;
-  return true;
+  return Pause::look;
 }
 
 std::string Wait::what() const { return std::string(kind_) + " '" + std::string(label_) + "'"; }

@@ -29,7 +29,11 @@ class Wait {
   void until(Ready&& ready, Late&& late) {
     moved();
     while (!ready()) {
-      if (!pause()) continue;
+      const Pause next = pause();
+      if (next == Pause::poll) continue;
+      // A failed rank may have done its part of this collective before.
+      if (peers_.troubled() && !ready()) peers_.check(kind_, label_);
+      if (next != Pause::look) continue;
       // A rank that has gone may have done its part before: only who is late after that was seen counts.
       for (const int rank : collect(late)) {
         std::string ended = peers_.ended(rank);
@@ -55,8 +59,10 @@ class Wait {
     late([&ranks](int rank) { ranks.push_back(rank); });
     return ranks;
   }
-  /// True about every ten milliseconds, when it is time to look at processes and the clock.
-  bool pause();
+  /// What to do after a pause: poll again; ask for failures too; about every ten milliseconds, look at processes and
+  /// the clock.
+  enum class Pause { poll, ask, look };
+  Pause pause();
   [[noreturn]] void throw_ended(const std::string& who) const;
   [[noreturn]] void throw_late(const std::vector<int>& ranks) const;
 

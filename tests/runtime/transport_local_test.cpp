@@ -155,6 +155,29 @@ TEST(LocalFaults, AfterAFailureEveryCallAnswersTheSame) {
   EXPECT_EQ(sentences[0], "");
 }
 
+TEST(LocalFaults, AnExceptionPastCallsInFlightTellsItsOwnReason) {
+  std::vector<std::string> sentences;
+  const auto start = std::chrono::steady_clock::now();
+  failure_of(
+      3,
+      [](Transport& t) {
+        const int everyone[] = {0, 1, 2};
+        const std::unique_ptr<Transport> group = t.split(everyone);
+        std::vector<std::byte> data(8);
+        if (t.rank() == 2) {
+          // This one waits for rank 0, which never sends it.
+          group->broadcast(data, 0, "in flight");
+          throw Error(Code::device, "no more memory for bucket 7");
+        }
+        t.barrier("step 1");
+      },
+      60s, sentences);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, 10s);
+  EXPECT_EQ(sentences[2], "no more memory for bucket 7");
+  EXPECT_EQ(sentences[0], "rank 2 stopped: no more memory for bucket 7");
+  EXPECT_EQ(sentences[1], "rank 2 stopped: no more memory for bucket 7");
+}
+
 TEST(LocalFaults, TheStopFlagEndsWaits) {
   std::atomic<bool> stop = false;
   TransportOptions options;
