@@ -100,9 +100,10 @@ void Gradients::put(Bucket& bucket, int param, int k, const void* grad, DType dt
               static_cast<std::size_t>(at.numel * size_of(dtype)));
 }
 
-// zero2: buckets take slots strictly in plan order, so the oldest bucket always has one and nothing can deadlock. A slot whose bucket is on
-// its way is waited for rather than passed over when it is still busy: what is launched when must not depend on timing, or ranks that
-// use the transport for other things in between would queue their collectives in different orders.
+// zero2: buckets take slots strictly in plan order, so the oldest bucket always has one and nothing can deadlock. A
+// slot whose bucket is on its way is waited for rather than passed over when it is still busy: what is launched when
+// must not depend on timing, or ranks that use the transport for other things in between would queue their collectives
+// in different orders.
 void Gradients::take_slots() {
   for (; next_slot_ < static_cast<int>(buckets_.size()); ++next_slot_) {
     Slot& oldest = *std::min_element(slots_.begin(), slots_.end(),
