@@ -15,6 +15,8 @@ cores="$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)"
 
 # Open MPI refuses root and more ranks than cores unless told; both are normal for tests and containers.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+# Where /sys is not mounted (a plain chroot), hwloc would say so once per process; nothing here depends on it.
+export HWLOC_HIDE_ERRORS="${HWLOC_HIDE_ERRORS:-2}"
 # One compute thread per rank unless a program asks for more: ranks share the cores.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-1}"
 

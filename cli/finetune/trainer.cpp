@@ -10,24 +10,11 @@
 
 #include "cli/finetune/weights.h"
 #include "runtime/error.h"
+#include "runtime/stopwatch.h"
 
 namespace regatta::finetune {
 
 namespace {
-
-class Stopwatch {
- public:
-  /// Seconds since the last call.
-  double lap() {
-    const auto now = std::chrono::steady_clock::now();
-    const double seconds = std::chrono::duration<double>(now - last_).count();
-    last_ = now;
-    return seconds;
-  }
-
- private:
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
 
 constexpr int most_skipped_in_a_row = 10;
 

@@ -78,7 +78,7 @@ void Gradients::add(int param, const void* grad, DType dtype) {
   if (settings_.reduce_each && k > micro_batch_) finish_micro_batch();
   added_[param] = k + 1;
   if (settings_.reduce_each) {
-    take_slots(false);
+    take_slots();
     launch_full();
     if (bucket.slot < 0) {
       const auto* bytes = static_cast<const std::byte*>(grad);
@@ -100,23 +100,19 @@ void Gradients::put(Bucket& bucket, int param, int k, const void* grad, DType dt
               static_cast<std::size_t>(at.numel * size_of(dtype)));
 }
 
-// zero2: buckets take slots strictly in plan order, so the oldest bucket always has one and nothing can deadlock.
-void Gradients::take_slots(bool wait) {
+// zero2: buckets take slots strictly in plan order, so the oldest bucket always has one and nothing can deadlock. A
+// slot whose bucket is on its way is waited for rather than passed over when it is still busy: what is launched when
+// must not depend on timing, or ranks that use the transport for other things in between would queue their collectives
+// in different orders.
+void Gradients::take_slots() {
   for (; next_slot_ < static_cast<int>(buckets_.size()); ++next_slot_) {
-    const auto oldest = std::find_if(slots_.begin(), slots_.end(), [&](const Slot& slot) {
-      return slot.bucket < 0 || (slot.bucket < next_launch_ && slot.ticket.done());
-    });
-    Slot* slot = oldest == slots_.end() ? nullptr : &*oldest;
-    if (slot == nullptr && wait) {
-      slot = &*std::min_element(slots_.begin(), slots_.end(),
-                                [](const Slot& a, const Slot& b) { return a.bucket < b.bucket; });
-      if (slot->bucket >= next_launch_) return;
-    }
-    if (slot == nullptr) return;
-    free_slot(*slot);
+    Slot& oldest = *std::min_element(slots_.begin(), slots_.end(),
+                                     [](const Slot& a, const Slot& b) { return a.bucket < b.bucket; });
+    if (oldest.bucket >= next_launch_) return;  // still filling
+    free_slot(oldest);
     Bucket& bucket = buckets_[next_slot_];
-    slot->bucket = next_slot_;
-    bucket.slot = static_cast<int>(slot - slots_.data());
+    oldest.bucket = next_slot_;
+    bucket.slot = static_cast<int>(&oldest - slots_.data());
     for (const sharding::BucketEntry& entry : bucket.layout->entries)
       if (!parked_[entry.param].empty()) {
         put(bucket, entry.param, micro_batch_, parked_[entry.param].data(), bucket.wire);
@@ -157,7 +153,7 @@ void Gradients::launch(int index) {
 void Gradients::finish_micro_batch() {
   const int expected = settings_.reduce_each ? micro_batch_ + 1 : settings_.micro_batches;
   while (next_launch_ < static_cast<int>(buckets_.size())) {
-    if (settings_.reduce_each) take_slots(true);
+    if (settings_.reduce_each) take_slots();
     Bucket& bucket = buckets_[next_launch_];
     for (const sharding::BucketEntry& entry : bucket.layout->entries) {
       if (added_[entry.param] >= expected) continue;

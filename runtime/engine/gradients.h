@@ -83,7 +83,7 @@ class Gradients {
   bool accumulates_before_reduction() const { return settings_.micro_batches > 1 && !settings_.reduce_each; }
   std::byte* slot_data(const Bucket& bucket) const { return slots_[bucket.slot].memory.data(); }
   void put(Bucket& bucket, int param, int k, const void* grad, DType dtype);
-  void take_slots(bool wait);
+  void take_slots();
   void launch_full();
   void launch(int bucket);
   void finish_micro_batch();

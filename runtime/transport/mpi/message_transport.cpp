@@ -12,8 +12,8 @@ namespace {
 /// MPI counts bytes in an int; longer data goes in several messages.
 constexpr std::int64_t longest_message = 64 << 20;
 /// Pieces of a reduce-scatter: receiving the next ones goes on while one is being summed.
-constexpr std::int64_t tile_bytes = 256 << 10;
-constexpr int tiles_ahead = 3;
+constexpr std::int64_t tile_bytes = 1 << 20;
+constexpr int tiles_ahead = 4;
 
 std::int64_t tiles(std::int64_t bytes) { return (bytes + tile_bytes - 1) / tile_bytes; }
 

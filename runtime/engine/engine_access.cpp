@@ -1,0 +1,75 @@
+// The engine as the trainer sees it, but for the step.
+
+#include <xxhash.h>
+
+#include <cstring>
+
+#include "runtime/engine/agreement.h"
+#include "runtime/engine/engine_impl.h"
+
+namespace regatta {
+
+Engine::Engine(std::vector<Param> params, std::vector<Group> groups, const sharding::Mesh& mesh, Transport& transport,
+               EngineOptions options)
+    : impl_(std::make_unique<Impl>(std::move(params), std::move(groups), mesh, transport, options)) {
+  impl_->counted = transport.counters();
+}
+
+Engine::~Engine() = default;
+
+ParamView Engine::param(int index) {
+  const sharding::ParamLocation& at = impl_->plan.layout(impl_->rank).params.at(index);
+  return {impl_->element(at.bucket, at.offset), at.numel, impl_->params[index].dtype};
+}
+
+void Engine::publish_params() {
+  std::vector<std::uint64_t> hashes;
+  std::vector<std::string> names;
+  for (std::size_t b = 0; b < impl_->buckets.size(); ++b) {
+    const SymmetricBuffer& values = impl_->buckets[b].params;
+    hashes.push_back(XXH3_64bits(values.data(), static_cast<std::size_t>(values.bytes())));
+    const auto& entries = impl_->plan.layout(impl_->rank).buckets[b].entries;
+    names.push_back(impl_->params[entries.front().param].name + (entries.size() > 1 ? " and others" : ""));
+  }
+  check_same_values(hashes, names, *impl_->dp_group);
+  impl_->fill_master_weights();
+}
+
+void Engine::add_grad(int index, const void* grad, DType dtype) {
+  if (index < 0 || index >= static_cast<int>(impl_->params.size()))
+    throw Error(Code::invalid_argument, "add_grad got parameter " + std::to_string(index) + "; there are " +
+                                            std::to_string(impl_->params.size()));
+  impl_->gradients.add(index, grad, dtype);
+}
+
+std::int64_t Engine::micro_batch_index(int k) const {
+  const std::int64_t dp = impl_->plan.mesh().size("dp"), me = impl_->plan.mesh().coordinate(impl_->rank, "dp");
+  return impl_->options.mode == Mode::zero2 ? k * dp + me : me * impl_->options.micro_batches + k;
+}
+
+double Engine::loss_scale() const { return impl_->loss_scale; }
+std::int64_t Engine::step_count() const { return impl_->step_count; }
+void Engine::set_step_count(std::int64_t step) { impl_->step_count = step; }
+const sharding::Plan& Engine::plan() const { return impl_->plan; }
+const EngineOptions& Engine::options() const { return impl_->options; }
+std::int64_t Engine::state_bytes() const { return impl_->state.bytes(); }
+
+std::vector<StatePart> Engine::state_parts() const {
+  std::vector<StatePart> parts;
+  const std::vector<sharding::Piece>& pieces = impl_->plan.layout(impl_->rank).pieces;
+  for (std::size_t p = 0; p < pieces.size(); ++p) {
+    const bool primary = impl_->plan.primary(impl_->rank, pieces[p].param);
+    for (const OptimizerState::Tensor& tensor : impl_->state.tensors(static_cast<int>(p)))
+      parts.push_back(
+          {tensor.name, pieces[p].param, pieces[p].block, pieces[p].part, tensor.data, tensor.dtype, primary});
+    if (float* master = impl_->state.master(static_cast<int>(p)))
+      parts.push_back({"master", pieces[p].param, pieces[p].block, pieces[p].part, master, DType::f32, primary});
+  }
+  return parts;
+}
+
+void Engine::load_state(const StatePart& part, const void* data) {
+  std::memcpy(const_cast<void*>(part.data), data, static_cast<std::size_t>(part.part.run.size() * size_of(part.dtype)));
+}
+
+}  // namespace regatta

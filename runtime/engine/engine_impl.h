@@ -1,0 +1,89 @@
+#pragma once
+// The inside of an Engine, shared by its source files and nobody else.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/device/thread_pool.h"
+#include "runtime/engine/engine.h"
+#include "runtime/engine/gradients.h"
+#include "runtime/engine/line_exchange.h"
+#include "runtime/engine/state.h"
+#include "runtime/engine/vote.h"
+#include "runtime/engine/work.h"
+#include "runtime/transport/transport.h"
+
+namespace regatta {
+
+struct Engine::Impl {
+  struct Bucket {
+    SymmetricBuffer params;
+    DType dtype = DType::f32;
+    std::vector<std::int64_t> bounds_bytes;
+    std::string label;
+    bool has_open_lines = false;  // on any rank, so that all ranks gather in the same order
+    std::vector<int> works;
+    Ticket gather;
+  };
+
+  Impl(std::vector<Param> params, std::vector<Group> groups, const sharding::Mesh& mesh, Transport& transport,
+       EngineOptions options);
+  ~Impl() { world.drain(); }  // queued calls read and write the members
+
+  // Setting up (engine_setup.cpp).
+  std::unique_ptr<Transport> split(Transport& transport, const sharding::Mesh& mesh);
+  void allocate_buckets();
+  void bind_works();
+  void fill_master_weights();
+
+  std::byte* element(int bucket, std::int64_t offset) const {
+    return buckets[bucket].params.data() + offset * size_of(buckets[bucket].dtype);
+  }
+  const Rule& rule(const Work& work) const { return *rules[work.param]; }
+
+  // The step (engine.cpp).
+  void set_infos(double lr, double clip_factor);
+  void bind_gradients();
+  void observe(int round);
+  void update_closed(int first_bucket, int last_bucket);
+  void apply_open(Bucket& bucket);
+  void gather(Bucket& bucket);
+  void sweep(StepTimes& times);
+
+  // What the step tells (engine_report.cpp).
+  StepReport start_report(double lr) const;
+  void take_norms(StepReport& report) const;
+  void skip(StepReport& report);
+  void collect_health(StepReport& report);
+  void adapt_loss_scale(bool skipped);
+  void count_bytes(StepReport& report);
+
+  std::vector<Param> params;
+  std::vector<Group> groups;
+  EngineOptions options;
+  Transport& world;
+  int rank;
+  sharding::Plan plan;
+  std::vector<const Rule*> rules;  // by parameter
+  std::unique_ptr<Transport> dp_group;
+  const kernels::KernelTable& kernels;
+  ThreadPool pool;
+  Gradients gradients;
+  OptimizerState state;
+  Vote vote;
+  std::vector<Bucket> buckets;
+  std::vector<Work> works;
+  std::vector<std::unique_ptr<LineExchange>> exchanges;  // by round
+  int rounds = 0;
+
+  std::vector<StepInfo> infos;  // by group
+  std::vector<kernels::SweepHealth> health, all_health;
+  std::vector<std::int64_t> health_bytes;
+  std::int64_t step_count = 0, skipped_steps = 0;
+  double loss_scale = 1;
+  int finite_steps = 0;       // since the last change of the loss scale
+  TransportCounters counted;  // up to the last step
+};
+
+}  // namespace regatta

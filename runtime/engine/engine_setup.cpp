@@ -1,0 +1,114 @@
+// Making an engine: plan, transports, memory, and what each sweep works on.
+
+#include <algorithm>
+
+#include "runtime/engine/agreement.h"
+#include "runtime/engine/engine_impl.h"
+#include "runtime/engine/setup.h"
+
+namespace regatta {
+namespace {
+
+std::vector<const Rule*> rules_of(const std::vector<Param>& params, const std::vector<Group>& groups) {
+  std::vector<const Rule*> rules;
+  for (const Param& param : params) rules.push_back(groups[param.group].rule.get());
+  return rules;
+}
+
+std::vector<int> groups_of(const std::vector<Param>& params) {
+  std::vector<int> groups;
+  for (const Param& param : params) groups.push_back(param.group);
+  return groups;
+}
+
+}  // namespace
+
+// Both are collective, so every rank checks its plan before any of them goes on.
+std::unique_ptr<Transport> Engine::Impl::split(Transport& transport, const sharding::Mesh& mesh) {
+  if (mesh.world_size() != transport.world_size())
+    throw Error(Code::invalid_argument, "mesh " + mesh.text() + " has " + std::to_string(mesh.world_size()) +
+                                            " ranks but the transport has " + std::to_string(transport.world_size()));
+  check_same_plan(plan, transport);
+  return transport.split(reduction_group(mesh, rank, options.mode));
+}
+
+Engine::Impl::Impl(std::vector<Param> params_in, std::vector<Group> groups_in, const sharding::Mesh& mesh,
+                   Transport& transport, EngineOptions options_in)
+    : params(std::move(params_in)),
+      groups(std::move(groups_in)),
+      options(options_in),
+      world(transport),
+      rank(transport.rank()),
+      plan(make_plan(params, groups, mesh, options)),
+      rules(rules_of(params, groups)),
+      dp_group(split(transport, mesh)),
+      kernels(kernels::cpu_kernels()),
+      pool(options.threads),
+      gradients(plan, rank, *dp_group,
+                {options.micro_batches, options.accumulation == Accumulation::tree, options.mode == Mode::zero2},
+                kernels),
+      state(plan, rank, rules, options.momentum_dtype),
+      vote(plan, rank),
+      works(make_works(plan, rank, rules, groups_of(params))),
+      loss_scale(options.loss_scaling.initial) {
+  allocate_buckets();
+  bind_works();
+  for (std::size_t k = 0; k < plan.rounds().size(); ++k)
+    exchanges.push_back(std::make_unique<LineExchange>(plan, static_cast<int>(k), rank, works, rules));
+  for (const Work& work : works) rounds = std::max(rounds, work.rounds());
+  rounds = std::max(rounds, static_cast<int>(exchanges.size()));
+  infos.resize(groups.size());
+  health.resize(groups.size());
+  all_health.resize(groups.size() * transport.world_size());
+  health_bytes.assign(transport.world_size(), plan.options().figure_bytes);
+}
+
+void Engine::Impl::allocate_buckets() {
+  const sharding::RankLayout& layout = plan.layout(rank);
+  for (std::size_t b = 0; b < layout.buckets.size(); ++b) {
+    Bucket bucket;
+    const sharding::BucketLayout& from = layout.buckets[b];
+    bucket.dtype = params[from.entries.front().param].dtype;
+    bucket.params = dp_group->allocate(from.numel * size_of(bucket.dtype));
+    for (std::int64_t bound : from.bounds) bucket.bounds_bytes.push_back(bound * size_of(bucket.dtype));
+    bucket.label = "parameters of bucket " + std::to_string(b);
+    for (const sharding::BucketEntry& entry : from.entries) {
+      const sharding::ParamSpec& spec = plan.params()[entry.param];
+      for (const sharding::View& view : spec.views)
+        bucket.has_open_lines |= view.kind == sharding::View::Kind::lines && !view.one_sweep_rows();
+      for (const std::vector<sharding::Share>& round : plan.rounds())
+        for (const sharding::Share& share : round) bucket.has_open_lines |= share.param == entry.param;
+    }
+    buckets.push_back(std::move(bucket));
+  }
+}
+
+void Engine::Impl::bind_works() {
+  const std::vector<sharding::Piece>& pieces = plan.layout(rank).pieces;
+  for (std::size_t w = 0; w < works.size(); ++w) {
+    Work& work = works[w];
+    buckets[work.bucket].works.push_back(static_cast<int>(w));
+    const std::int64_t inside = work.bucket_offset - pieces[work.piece].bucket_offset;
+    for (const OptimizerState::Tensor& tensor : state.tensors(work.piece))
+      work.state.push_back(tensor.data + inside * size_of(tensor.dtype));
+    work.tensors.state = work.state;
+    std::byte* param = element(work.bucket, work.bucket_offset);
+    work.tensors.param_dtype = buckets[work.bucket].dtype;
+    if (work.tensors.param_dtype == DType::f32) {
+      work.tensors.weight = reinterpret_cast<float*>(param);
+    } else {
+      work.tensors.weight = state.master(work.piece) + inside;
+      work.tensors.param = param;
+    }
+  }
+}
+
+void Engine::Impl::fill_master_weights() {
+  const std::vector<sharding::Piece>& pieces = plan.layout(rank).pieces;
+  for (std::size_t p = 0; p < pieces.size(); ++p)
+    if (float* master = state.master(static_cast<int>(p)))
+      kernels.to_f32(element(pieces[p].bucket, pieces[p].bucket_offset), buckets[pieces[p].bucket].dtype, master,
+                     pieces[p].part.run.size());
+}
+
+}  // namespace regatta
