@@ -5,7 +5,7 @@
 cmake_minimum_required(VERSION 3.25)
 
 # LAYER_<folder>: what its files may include besides themselves. The most specific folder of a file counts.
-set(runtime_base runtime/error.h runtime/log.h runtime/version.h)
+set(runtime_base runtime/error.h runtime/log.h runtime/stopwatch.h runtime/version.h)
 set(LAYER_sharding "")
 set(LAYER_kernels sharding/geometry.h sharding/dtype.h)
 set(LAYER_runtime ${runtime_base})

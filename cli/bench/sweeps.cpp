@@ -31,14 +31,19 @@ void axpy_range(float a, const float* __restrict x, float* __restrict y, std::in
 }  // namespace
 
 BenchBuffer::BenchBuffer(std::int64_t count, ThreadPool& pool, float scale) {
-  const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(float) + huge_page - 1) / huge_page * huge_page;
-  data_ = static_cast<float*>(std::aligned_alloc(huge_page, bytes));
-  if (!data_)
+  // Buffers start at different cache sets, as they would in a heap.
+  static int made = 0;
+  const std::size_t stagger = static_cast<std::size_t>(++made % 8) * 21 * 64;
+  const std::size_t wanted = static_cast<std::size_t>(count) * sizeof(float) + stagger;
+  const std::size_t bytes = (wanted + huge_page - 1) / huge_page * huge_page;
+  memory_ = std::aligned_alloc(huge_page, bytes);
+  if (!memory_)
     throw Error(Code::device,
                 "no memory for a buffer of " + std::to_string(bytes >> 20) + " MiB; ask for fewer --elements");
 #ifdef MADV_HUGEPAGE
-  madvise(data_, bytes, MADV_HUGEPAGE);
+  madvise(memory_, bytes, MADV_HUGEPAGE);
 #endif
+  data_ = reinterpret_cast<float*>(static_cast<std::byte*>(memory_) + stagger);
   const SweepTasks tasks({1, count, 0, count}, task_numel);
   pool.run(tasks.count(), [&](std::int64_t task, int) {
     auto state = static_cast<std::uint32_t>(task * 2654435761U + 12345U);
@@ -50,7 +55,7 @@ BenchBuffer::BenchBuffer(std::int64_t count, ThreadPool& pool, float scale) {
   });
 }
 
-BenchBuffer::~BenchBuffer() { std::free(data_); }
+BenchBuffer::~BenchBuffer() { std::free(memory_); }
 
 BenchSweeps::BenchSweeps(std::int64_t elements, ThreadPool& pool)
     : wide_(wide_shape(elements)),

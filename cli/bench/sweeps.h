@@ -22,6 +22,7 @@ class BenchBuffer {
   float* data() const { return data_; }
 
  private:
+  void* memory_;
   float* data_;
 };
 

@@ -21,12 +21,13 @@ void update(const AdamwArgs& args) {
   for_each_block(args.count, [&](std::int64_t begin, std::int64_t end) {
     BlockHealth health;
     for_each_part(begin, end, [&]<bool tail>(int part, std::int64_t i, std::int64_t left) {
-      const F32 g = load<G, tail>(grad + i, left) * grad_scale;
+      // Loads before stores: buffers often lie a power of two apart, and a load waits for a store with the same low
+      // address bits.
+      const F32 g = load<G, tail>(grad + i, left) * grad_scale, w = load<DType::f32, tail>(weight + i, left);
+      const F32 v = fma(beta2, load<DType::f32, tail>(moment2 + i, left), (one_minus_beta2 * g) * g);
       const F32 m =
           store<M, tail>(moment1 + i, fma(beta1, load<M, tail>(moment1 + i, left), one_minus_beta1 * g), left);
-      const F32 v = fma(beta2, load<DType::f32, tail>(moment2 + i, left), (one_minus_beta2 * g) * g);
       store<DType::f32, tail>(moment2 + i, v, left);
-      const F32 w = load<DType::f32, tail>(weight + i, left);
       F32 updated = fma(-step, m / fma(square_root(v), correction, eps), w * decay);
       // The lanes past the end are 0/eps, which is not a number when eps is 0.
       if constexpr (tail) {

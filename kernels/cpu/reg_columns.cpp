@@ -1,9 +1,10 @@
 // Statistics of columns, in row order.
 //
-// A run is a partial first row, whole rows, and a partial last row; each is a rectangle. A rectangle is swept in strips
-// of columns that fit the second-level cache, a few rows at a time: those rows' sums of one vector of columns stay in
-// registers, and the strip's running sums are touched once per few rows. Every column has its own bin, which only goes
-// up: rows whose values do not fit are summed again from the cache.
+// A run is a partial first row, whole rows, and a partial last row; each is a rectangle. A rectangle is swept some rows
+// at a time, over its full width where that fits a strip: a few long streams are what memory is fast at. The sums of
+// one vector of columns over those rows stay in registers; the strip's running sums, in the second-level cache, are
+// touched once per pass over the rows. Every column has its own bin, which only goes up; vectors whose columns agree on
+// it, nearly all, need no per-column numbers.
 
 #include "kernels/cpu/line_sums.h"
 #include "kernels/cpu/table.h"
@@ -12,12 +13,8 @@
 namespace regatta::kernels::REGATTA_ISA {
 namespace {
 
-#ifndef SC
-#define SC 2048
-#define RT 8
-#endif
-constexpr std::int64_t strip_columns = SC;
-constexpr std::int64_t rows_at_a_time = RT;
+constexpr std::int64_t strip_columns = 4096;
+constexpr int rows_at_a_time = width == 16 ? 8 : 4;
 
 struct Rectangle {
   std::int64_t offset;  // of its first element, from the run's
@@ -27,22 +24,21 @@ struct Rectangle {
   std::int64_t stride;
 };
 
+constexpr std::int32_t highest_bin = 6;
+constexpr int bin_count = highest_bin - lowest_bin + 1;
+constexpr std::int8_t mixed = 127;
+
 // Running sums of the columns of a strip.
 struct Strip {
-  alignas(64) double magic[strip_columns];
   alignas(64) std::uint64_t hi[strip_columns];
   alignas(64) std::uint64_t lo[strip_columns];
   alignas(64) std::uint32_t largest[strip_columns];  // bits
-  alignas(64) std::uint32_t limit[strip_columns];    // bits of the smallest |a| that does not fit the bin
-  std::int32_t bin[strip_columns];
+  std::int8_t bin[strip_columns];
+  std::int8_t bin_of_vector[strip_columns / width];  // of all its columns, or mixed
+  // By bin - lowest_bin.
+  double magic[bin_count];
+  std::uint32_t limit[bin_count];  // bits of the smallest |a| that does not fit
 };
-
-template <Term term>
-REGATTA_INLINE void anchor(Strip& strip, std::int64_t c, std::int32_t bin) {
-  strip.bin[c] = bin;
-  strip.magic[c] = magic_of(bin);
-  strip.limit[c] = limit_of<term>(bin);
-}
 
 template <class T>
 REGATTA_INLINE T load_vector(const void* from) {
@@ -50,134 +46,159 @@ REGATTA_INLINE T load_vector(const void* from) {
   std::memcpy(&v, from, sizeof v);
   return v;
 }
+template <class T>
+REGATTA_INLINE void store_vector(void* to, T v) {
+  std::memcpy(to, &v, sizeof v);
+}
+
+REGATTA_INLINE void note_bin(Strip& strip, std::int64_t c) {
+  std::int8_t common = strip.bin[c];
+  for (int lane = 1; lane < width; ++lane)
+    if (strip.bin[c + lane] != common) common = mixed;
+  strip.bin_of_vector[c / width] = common;
+}
 
 struct TileSums {
-  Wide magic;
   U64 hi[2], lo[2];
   U32 largest;
 };
 
-// Sums `rows` rows of one vector of columns with the columns' magic numbers. values(r) gives row r's.
-template <Term term, class Values>
-REGATTA_INLINE TileSums sum_tile(const Strip& strip, std::int64_t c, std::int64_t rows, const Values& values) {
-  const Wide magic{load_vector<F64>(strip.magic + c), load_vector<F64>(strip.magic + c + width / 2)};
+// Sums the values of one vector of columns with the columns' magic numbers.
+template <Term term>
+REGATTA_INLINE TileSums sum_tile(Wide magic, const F32* values, int rows) {
   const Wide rest{magic.low * exp2i(-LineSum::bits), magic.high * exp2i(-LineSum::bits)};
   const Wide both{magic.low + rest.low, magic.high + rest.high};
   U64 hi_low{}, hi_high{}, lo_low{}, lo_high{};
   U32 largest{};
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const F32 a = values(r);
-    largest = larger(largest, magnitude_bits(a));
-    const Wide x = widen(term == Term::square ? a : magnitude(a));
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+    largest = larger(largest, magnitude_bits(values[r]));
+    const Wide x = widen(term == Term::square ? values[r] : magnitude(values[r]));
     add_half<term>(x.low, magic.low, both.low, hi_low, lo_low);
     add_half<term>(x.high, magic.high, both.high, hi_high, lo_high);
   }
   const auto n = static_cast<std::uint64_t>(rows);
-  return {magic,
-          {hi_low - n * bits_as<U64>(magic.low), hi_high - n * bits_as<U64>(magic.high)},
+  return {{hi_low - n * bits_as<U64>(magic.low), hi_high - n * bits_as<U64>(magic.high)},
           {lo_low - n * bits_as<U64>(rest.low), lo_high - n * bits_as<U64>(rest.high)},
           largest};
 }
 
 // Moves the columns' bins up to what the tile's largest values ask for.
 template <Term term>
-[[gnu::noinline]] void raise_columns(Strip& strip, std::int64_t c, U32 largest) {
+void raise_columns(Strip& strip, std::int64_t c, U32 largest) {
   for (int lane = 0; lane < width; ++lane) {
+    const std::int64_t column = c + lane;
     const std::uint32_t bits = largest[lane];
-    if (bits < strip.limit[c + lane] || bits >= infinity_bits) continue;
-    const std::int32_t bin = bin_of_largest<term>(bits_as<float>(bits)), old = strip.bin[c + lane];
-    strip.lo[c + lane] = bin == old + 1 ? strip.hi[c + lane] : 0;
-    strip.hi[c + lane] = 0;
-    anchor<term>(strip, c + lane, bin);
+    if (bits < strip.limit[strip.bin[column] - lowest_bin] || bits >= infinity_bits) continue;
+    const std::int32_t bin = bin_of_largest<term>(bits_as<float>(bits));
+    strip.lo[column] = bin == strip.bin[column] + 1 ? strip.hi[column] : 0;
+    strip.hi[column] = 0;
+    strip.bin[column] = static_cast<std::int8_t>(bin);
   }
+  note_bin(strip, c);
 }
 
-template <Term term, class Values, class Stored>
-REGATTA_INLINE void add_tile(Strip& strip, std::int64_t c, std::int64_t rows, const Values& values,
-                             const Stored& stored) {
-  TileSums tile = sum_tile<term>(strip, c, rows, values);
-  const U32 largest = load_vector<U32>(strip.largest + c);
-  const U32 seen = larger(largest, tile.largest);
-  std::memcpy(strip.largest + c, &seen, sizeof seen);
-  if (any(bits_as<I32>(tile.largest) >= bits_as<I32>(load_vector<U32>(strip.limit + c)))) {
-    raise_columns<term>(strip, c, tile.largest);
-    tile = sum_tile<term>(strip, c, rows, stored);
-  }
+REGATTA_INLINE void add_sums(Strip& strip, std::int64_t c, const TileSums& tile) {
   for (int half = 0; half < 2; ++half) {
     const std::int64_t at = c + half * (width / 2);
-    const U64 hi = load_vector<U64>(strip.hi + at) + tile.hi[half],
-              lo = load_vector<U64>(strip.lo + at) + tile.lo[half];
-    std::memcpy(strip.hi + at, &hi, sizeof hi);
-    std::memcpy(strip.lo + at, &lo, sizeof lo);
+    store_vector(strip.hi + at, load_vector<U64>(strip.hi + at) + tile.hi[half]);
+    store_vector(strip.lo + at, load_vector<U64>(strip.lo + at) + tile.lo[half]);
   }
 }
 
-// How a sweep reads the values of a rectangle; `first` may have effects, `again` reads the same values.
+// Columns of different bins, or values that do not fit theirs.
+template <Term term>
+[[gnu::noinline]] void add_unlike_columns(Strip& strip, std::int64_t c, const F32* values, int rows, U32 largest) {
+  raise_columns<term>(strip, c, largest);
+  double magic[width];
+  for (int lane = 0; lane < width; ++lane) magic[lane] = strip.magic[strip.bin[c + lane] - lowest_bin];
+  add_sums(strip, c, sum_tile<term>({load_vector<F64>(magic), load_vector<F64>(magic + width / 2)}, values, rows));
+}
+
+template <Term term>
+REGATTA_INLINE void add_tile(Strip& strip, std::int64_t c, const F32* values, int rows) {
+  const std::int8_t bin = strip.bin_of_vector[c / width];
+  const int index = bin == mixed ? 0 : bin - lowest_bin;
+  const F64 magic = splat64(strip.magic[index]);
+  const TileSums tile = sum_tile<term>({magic, magic}, values, rows);
+  store_vector(strip.largest + c, larger(load_vector<U32>(strip.largest + c), tile.largest));
+  const I32 limit = I32{} + static_cast<std::int32_t>(strip.limit[index]);
+  if (bin == mixed || any(bits_as<I32>(tile.largest) >= limit)) {
+    add_unlike_columns<term>(strip, c, values, rows, tile.largest);
+  } else {
+    add_sums(strip, c, tile);
+  }
+}
+
+// How a sweep reads a rectangle: the values of one vector of columns in `rows` rows.
 template <DType G, DType M>
 struct UpdateColumns {
   const ObserveArgs& args;
+  UpdatedMomentum<G, M> momentum{args.tensors, 0};
+
+  // All loads first: rows of a power of two apart agree in their addresses' low bits, and a load behind a store with
+  // the same low bits waits for it.
   template <bool tail>
-  REGATTA_INLINE F32 first(std::int64_t offset, std::int64_t, std::int64_t, std::int64_t count) const {
-#ifdef PF
-    __builtin_prefetch(
-        static_cast<const Storage<G>*>(args.tensors.grad) + offset + rows_at_a_time * args.tensors.run.cols, 0, PF);
-    __builtin_prefetch(
-        static_cast<const Storage<M>*>(args.tensors.momentum) + offset + rows_at_a_time * args.tensors.run.cols, 0, PF);
-#endif
-    return UpdatedMomentum<G, M>(args.tensors, offset).template at<tail>(0, 0, count);
-  }
-  template <bool tail>
-  REGATTA_INLINE F32 again(std::int64_t offset, std::int64_t, std::int64_t, std::int64_t count) const {
-    return StoredMomentum<M>(args.tensors, offset).template at<tail>(0, 0, count);
+  REGATTA_INLINE void read(const Rectangle& area, std::int64_t r0, std::int64_t c, int rows, std::int64_t count,
+                           F32* values) const {
+    const std::int64_t offset = area.offset + r0 * area.stride + c;
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      values[r] = momentum.template next<tail>(offset + r * area.stride, count);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r)
+      values[r] = store<M, tail>(momentum.momentum + offset + r * area.stride, values[r], count);
   }
 };
 template <DType M>
 struct ReadColumns {
   const ObserveArgs& args;
   template <bool tail>
-  REGATTA_INLINE F32 first(std::int64_t offset, std::int64_t row, std::int64_t col, std::int64_t count) const {
-    return ScaledMomentum<M>(args.tensors, offset, args.earlier, args.earlier_count, row, col)
-        .template at<tail>(0, 0, count);
-  }
-  template <bool tail>
-  REGATTA_INLINE F32 again(std::int64_t offset, std::int64_t row, std::int64_t col, std::int64_t count) const {
-    return first<tail>(offset, row, col, count);
+  REGATTA_INLINE void read(const Rectangle& area, std::int64_t r0, std::int64_t c, int rows, std::int64_t count,
+                           F32* values) const {
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      const ScaledMomentum<M> row(args.tensors, area.offset + (r0 + r) * area.stride + c, args.earlier,
+                                  args.earlier_count, area.row + r0 + r, area.col + c);
+      values[r] = row.template at<tail>(0, 0, count);
+    }
   }
 };
 
 template <Term term, class Reader>
 void observe_strip(Strip& strip, const Rectangle& area, const Reader& reader, LineSum* sums) {
-  for (std::int64_t c = 0; c < strip_columns && c < area.cols + width; ++c) {
-    anchor<term>(strip, c, lowest_bin);
+  const std::int64_t padded = (area.cols + width - 1) / width * width;
+  for (std::int64_t c = 0; c < padded; ++c) {
+    // Where the line is known already its bin is the best guess, and never too high.
+    const std::int32_t known = c < area.cols ? sums[area.col + c].bin : empty_bin;
+    strip.bin[c] = static_cast<std::int8_t>(known == empty_bin || known == non_finite_bin ? lowest_bin : known);
     strip.hi[c] = strip.lo[c] = 0;
     strip.largest[c] = 0;
   }
-  for (std::int64_t r0 = 0; r0 < area.rows; r0 += rows_at_a_time) {
-    const std::int64_t rows = area.rows - r0 < rows_at_a_time ? area.rows - r0 : rows_at_a_time;
-    const auto tile = [&]<bool tail>(std::int64_t c, std::int64_t count) {
-      const auto offset = [&](std::int64_t r) { return area.offset + (r0 + r) * area.stride + c; };
-      add_tile<term>(
-          strip, c, rows,
-          [&](std::int64_t r) {
-            return reader.template first<tail>(offset(r), area.row + r0 + r, area.col + c, count);
-          },
-          [&](std::int64_t r) {
-            return reader.template again<tail>(offset(r), area.row + r0 + r, area.col + c, count);
-          });
-    };
+  for (std::int64_t c = 0; c < padded; c += width) note_bin(strip, c);
+  const auto sweep_rows = [&]<bool full>(std::int64_t r0, int count_of_rows) {
+    const int rows = full ? rows_at_a_time : count_of_rows;
+    F32 values[rows_at_a_time];
     std::int64_t c = 0;
-    for (; c + width <= area.cols; c += width) tile.template operator()<false>(c, width);
-    if (c < area.cols) tile.template operator()<true>(c, area.cols - c);
-  }
+    for (; c + width <= area.cols; c += width) {
+      reader.template read<false>(area, r0, c, rows, width, values);
+      add_tile<term>(strip, c, values, rows);
+    }
+    if (c < area.cols) {
+      reader.template read<true>(area, r0, c, rows, area.cols - c, values);
+      add_tile<term>(strip, c, values, rows);
+    }
+  };
+  std::int64_t r0 = 0;
+  for (; r0 + rows_at_a_time <= area.rows; r0 += rows_at_a_time)
+    sweep_rows.template operator()<true>(r0, rows_at_a_time);
+  if (r0 < area.rows) sweep_rows.template operator()<false>(r0, static_cast<int>(area.rows - r0));
   for (std::int64_t c = 0; c < area.cols; ++c) {
     if (strip.largest[c] == 0) continue;
-    LineSum line;
-    if (strip.largest[c] >= infinity_bits) {
-      line = {0, 0, non_finite_bin, __builtin_inff()};
-    } else {
-      line = {static_cast<std::int64_t>(strip.hi[c]), static_cast<std::int64_t>(strip.lo[c]), strip.bin[c],
-              bits_as<float>(strip.largest[c])};
-    }
+    LineSum line{static_cast<std::int64_t>(strip.hi[c]), static_cast<std::int64_t>(strip.lo[c]), strip.bin[c],
+                 bits_as<float>(strip.largest[c])};
+    if (strip.largest[c] >= infinity_bits) line = {0, 0, non_finite_bin, __builtin_inff()};
     merge(sums[area.col + c], line);
   }
 }
@@ -187,6 +208,10 @@ void observe_run(const ObserveArgs& args, LineSum* sums) {
   const MatrixRun& run = args.tensors.run;
   const Reader reader{args};
   Strip strip;
+  for (int i = 0; i < bin_count; ++i) {
+    strip.magic[i] = magic_of(lowest_bin + i);
+    strip.limit[i] = limit_of<term>(lowest_bin + i);
+  }
   const auto rectangle = [&](std::int64_t offset, std::int64_t row, std::int64_t col, std::int64_t rows,
                              std::int64_t cols) {
     for (std::int64_t c = 0; c < cols; c += strip_columns)

@@ -22,10 +22,19 @@ struct UpdatedMomentum {
         one_minus_mu(splat(t.one_minus_mu)),
         grad_scale(splat(t.grad_scale)) {}
 
+  /// The new momentum, before it is stored and rounded.
+  template <bool tail>
+  REGATTA_INLINE F32 next(std::int64_t i, std::int64_t count) const {
+    const F32 g = load<G, tail>(grad + i, count), m = load<M, tail>(momentum + i, count);
+    return fma(mu, m, one_minus_mu * (g * grad_scale));
+  }
+  template <bool tail>
+  REGATTA_INLINE F32 put(std::int64_t i, F32 value, std::int64_t count) const {
+    return store<M, tail>(momentum + i, value, count);
+  }
   template <bool tail>
   REGATTA_INLINE F32 at(int, std::int64_t i, std::int64_t count) const {
-    const F32 g = load<G, tail>(grad + i, count), m = load<M, tail>(momentum + i, count);
-    return store<M, tail>(momentum + i, fma(mu, m, one_minus_mu * (g * grad_scale)), count);
+    return put<tail>(i, next<tail>(i, count), count);
   }
 };
 

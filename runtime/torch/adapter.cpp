@@ -8,6 +8,7 @@
 
 #include <cstring>
 #include <unordered_set>
+#include <utility>
 
 #include "runtime/error.h"
 
@@ -83,8 +84,18 @@ std::vector<Param> describe(const std::vector<ModuleParam>& params) {
   return described;
 }
 
+struct EngineAttachment::Hooks {
+  // A shared_ptr or an intrusive_ptr, as LibTorch's version has it; autograd itself only keeps a weak reference.
+  using Accumulator = decltype(torch::autograd::impl::grad_accumulator(std::declval<const at::Tensor&>()));
+  struct Hook {
+    Accumulator accumulator;
+    std::uintptr_t key = 0;
+  };
+  std::vector<Hook> all;
+};
+
 EngineAttachment::EngineAttachment(const std::vector<ModuleParam>& params, Engine& engine)
-    : engine_(engine), params_(params) {
+    : engine_(engine), params_(params), hooks_(std::make_unique<Hooks>()) {
   for (std::size_t i = 0; i < params_.size(); ++i) {
     const int index = static_cast<int>(i);
     const at::Tensor& tensor = params_[i].tensor;
@@ -108,20 +119,19 @@ EngineAttachment::EngineAttachment(const std::vector<ModuleParam>& params, Engin
 
   for (std::size_t i = 0; i < params_.size(); ++i) {
     const int index = static_cast<int>(i);
-    Hook hook;
-    hook.accumulator = torch::autograd::impl::grad_accumulator(params_[i].tensor);
+    Hooks::Hook hook{torch::autograd::impl::grad_accumulator(params_[i].tensor)};
     using torch::autograd::variable_list;
     hook.key = hook.accumulator->add_post_hook(std::make_unique<torch::autograd::utils::LambdaPostHook>(
         [this, index](const variable_list& outputs, const variable_list& /*inputs*/) {
           take_grad(index);
           return outputs;
         }));
-    hooks_.push_back(std::move(hook));
+    hooks_->all.push_back(std::move(hook));
   }
 }
 
 EngineAttachment::~EngineAttachment() {
-  for (Hook& hook : hooks_) hook.accumulator->del_post_hook(hook.key);
+  for (Hooks::Hook& hook : hooks_->all) hook.accumulator->del_post_hook(hook.key);
   for (ModuleParam& param : params_) param.tensor.set_data(param.tensor.detach().clone());
 }
 

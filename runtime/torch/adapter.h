@@ -23,10 +23,6 @@
 
 #include "runtime/engine/engine.h"
 
-namespace torch::autograd {
-struct Node;
-}
-
 namespace regatta {
 
 enum class ParamKind : std::uint8_t { matrix, vector, embedding, head };
@@ -61,13 +57,10 @@ class EngineAttachment {
 
  private:
   void take_grad(int index);
-  struct Hook {
-    std::shared_ptr<torch::autograd::Node> accumulator;  // autograd itself only keeps a weak reference
-    std::uintptr_t key = 0;
-  };
+  struct Hooks;
   Engine& engine_;
   std::vector<ModuleParam> params_;
-  std::vector<Hook> hooks_;
+  std::unique_ptr<Hooks> hooks_;
 };
 
 }  // namespace regatta
