@@ -1,15 +1,12 @@
 // `regatta finetune`: fine-tunes (or pre-trains) a decoder, under mpirun or on threads.
 
-#include <c10/util/Exception.h>
-
 #include <CLI/CLI.hpp>
 #include <memory>
 
 #include "cli/commands.h"
 #include "cli/config_file.h"
 #include "cli/finetune/options.h"
-#include "cli/finetune/reporter.h"
-#include "cli/finetune/trainer.h"
+#include "cli/finetune/run_rank.h"
 #include "cli/mesh_ranks.h"
 #include "runtime/error.h"
 
@@ -19,42 +16,12 @@ namespace {
 
 using finetune::Options;
 
-/// LibTorch's errors without their stack traces.
-template <typename Work>
-void without_traces(const Work& work) {
-  try {
-    work();
-  } catch (const c10::Error& error) {
-    const std::string text = error.what_without_backtrace();
-    throw Error(Code::device, "LibTorch: " + text.substr(0, text.find('\n')));
-  }
-}
-
 void run(Options options) {
   const sharding::Mesh mesh = finetune::mesh_of(options);
   finetune::complete(options, mesh);
   const RankSettings settings{"regatta finetune", options.transport, options.engine_flags.mesh,
                               options.deadline_seconds};
-  set_exit_code(run_on_ranks(settings, [&](RankContext& context) {
-    std::unique_ptr<finetune::Job> job;
-    std::unique_ptr<finetune::Reporter> reporter;
-    context.agree([&] {
-      without_traces([&] { job = std::make_unique<finetune::Job>(options); });
-      if (context.rank == 0) reporter = std::make_unique<finetune::Reporter>(options);
-    });
-    finetune::Observer observer;
-    if (reporter) {
-      observer.started = [&](const finetune::Summary& summary) { reporter->started(summary); };
-      observer.stepped = [&](const finetune::StepRecord& record) { reporter->stepped(record); };
-      observer.evaluated = [&](const finetune::EvalRecord& record) { reporter->evaluated(record); };
-      observer.warned = [&](const std::string& sentence) { reporter->warned(sentence); };
-    }
-    without_traces([&] {
-      finetune::Trainer trainer(*job, mesh, context.transport);
-      const finetune::Summary summary = trainer.run(observer);
-      if (reporter) reporter->finished(summary);
-    });
-  }));
+  set_exit_code(run_on_ranks(settings, [&](RankContext& context) { finetune::run_rank(options, mesh, context); }));
 }
 
 void add_model_flags(CLI::App& command, Options& o) {

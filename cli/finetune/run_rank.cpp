@@ -1,0 +1,51 @@
+#include "cli/finetune/run_rank.h"
+
+#include <c10/util/Exception.h>
+
+#include <memory>
+#include <string>
+
+#include "cli/finetune/job.h"
+#include "cli/finetune/reporter.h"
+#include "cli/finetune/trainer.h"
+#include "runtime/error.h"
+
+namespace regatta::finetune {
+
+namespace {
+
+/// LibTorch's errors without their stack traces.
+template <typename Work>
+void without_traces(const Work& work) {
+  try {
+    work();
+  } catch (const c10::Error& error) {
+    const std::string text = error.what_without_backtrace();
+    throw Error(Code::device, "LibTorch: " + text.substr(0, text.find('\n')));
+  }
+}
+
+}  // namespace
+
+void run_rank(const Options& options, const sharding::Mesh& mesh, cli::RankContext& context) {
+  std::unique_ptr<Job> job;
+  std::unique_ptr<Reporter> reporter;
+  context.agree([&] {
+    without_traces([&] { job = std::make_unique<Job>(options); });
+    if (context.rank == 0) reporter = std::make_unique<Reporter>(options);
+  });
+  Observer observer;
+  if (reporter) {
+    observer.started = [&](const Summary& summary) { reporter->started(summary); };
+    observer.stepped = [&](const StepRecord& record) { reporter->stepped(record); };
+    observer.evaluated = [&](const EvalRecord& record) { reporter->evaluated(record); };
+    observer.warned = [&](const std::string& sentence) { reporter->warned(sentence); };
+  }
+  without_traces([&] {
+    Trainer trainer(*job, mesh, context.transport);
+    const Summary summary = trainer.run(observer);
+    if (reporter) reporter->finished(summary);
+  });
+}
+
+}  // namespace regatta::finetune
