@@ -92,6 +92,7 @@ REGATTA_INLINE void apply_segment(const RegTensors& t, std::int64_t offset, std:
   for_each_block(count, [&](std::int64_t begin, std::int64_t end) {
     BlockHealth block;
     for_each_part(begin, end, [&]<bool tail>(int part, std::int64_t i, std::int64_t left) {
+      prefetch_ahead<1024>(weights.weight + i);
       weights.template apply<tail>(part, i, left, steps.template at<tail>(i, left),
                                    values.template at<tail>(part, i, left), block);
     });

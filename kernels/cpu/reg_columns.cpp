@@ -58,76 +58,80 @@ REGATTA_INLINE void note_bin(Strip& strip, std::int64_t c) {
   strip.bin_of_vector[c / width] = common;
 }
 
-struct TileSums {
-  U64 hi[2], lo[2];
-  U32 largest;
+// The magic numbers and limits of one vector of columns.
+struct ColumnBins {
+  Wide magic;
+  I32 limit;
+
+  REGATTA_INLINE ColumnBins(const Strip& strip, std::int64_t c) {
+    const std::int8_t common = strip.bin_of_vector[c / width];
+    if (common != mixed) {
+      magic.low = magic.high = splat64(strip.magic[common - lowest_bin]);
+      limit = I32{} + static_cast<std::int32_t>(strip.limit[common - lowest_bin]);
+      return;
+    }
+    double magics[width];
+    std::uint32_t limits[width];
+    for (int lane = 0; lane < width; ++lane) {
+      magics[lane] = strip.magic[strip.bin[c + lane] - lowest_bin];
+      limits[lane] = strip.limit[strip.bin[c + lane] - lowest_bin];
+    }
+    magic = {load_vector<F64>(magics), load_vector<F64>(magics + width / 2)};
+    limit = load_vector<I32>(limits);
+  }
 };
 
-// Sums the values of one vector of columns with the columns' magic numbers.
+// Sums of one vector of columns over some rows, in registers, the magic numbers' bits included.
 template <Term term>
-REGATTA_INLINE TileSums sum_tile(Wide magic, const F32* values, int rows) {
-  const Wide rest{magic.low * exp2i(-LineSum::bits), magic.high * exp2i(-LineSum::bits)};
-  const Wide both{magic.low + rest.low, magic.high + rest.high};
+struct TileSums {
+  Wide magic, both;
   U64 hi_low{}, hi_high{}, lo_low{}, lo_high{};
   U32 largest{};
+
+  REGATTA_INLINE explicit TileSums(const Wide& upper)
+      : magic(upper),
+        both{upper.low + upper.low * exp2i(-LineSum::bits), upper.high + upper.high * exp2i(-LineSum::bits)} {}
+
+  REGATTA_INLINE void add(const F32* values, int rows) {
 #pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-    largest = larger(largest, magnitude_bits(values[r]));
-    const Wide x = widen(term == Term::square ? values[r] : magnitude(values[r]));
-    add_half<term>(x.low, magic.low, both.low, hi_low, lo_low);
-    add_half<term>(x.high, magic.high, both.high, hi_high, lo_high);
+    for (int r = 0; r < rows; ++r) {
+      largest = larger(largest, magnitude_bits(values[r]));
+      const Wide x = widen(term == Term::square ? values[r] : magnitude(values[r]));
+      add_half<term>(x.low, magic.low, both.low, hi_low, lo_low);
+      add_half<term>(x.high, magic.high, both.high, hi_high, lo_high);
+    }
   }
-  const auto n = static_cast<std::uint64_t>(rows);
-  return {{hi_low - n * bits_as<U64>(magic.low), hi_high - n * bits_as<U64>(magic.high)},
-          {lo_low - n * bits_as<U64>(rest.low), lo_high - n * bits_as<U64>(rest.high)},
-          largest};
+  REGATTA_INLINE void add_to(Strip& strip, std::int64_t c) const {
+    const auto add_part = [](std::uint64_t* to, U64 sum) { store_vector(to, load_vector<U64>(to) + sum); };
+    add_part(strip.hi + c, hi_low);
+    add_part(strip.hi + c + width / 2, hi_high);
+    add_part(strip.lo + c, lo_low);
+    add_part(strip.lo + c + width / 2, lo_high);
+  }
+};
+
+// The integers of a column over `rows` rows, without the magic numbers' bits.
+REGATTA_INLINE std::uint64_t hi_of(const Strip& strip, std::int64_t column, std::int64_t rows) {
+  return strip.hi[column] - static_cast<std::uint64_t>(rows) * bits_as<std::uint64_t>(magic_of(strip.bin[column]));
+}
+REGATTA_INLINE std::uint64_t lo_of(const Strip& strip, std::int64_t column, std::int64_t rows) {
+  return strip.lo[column] - static_cast<std::uint64_t>(rows) * bits_as<std::uint64_t>(magic_of(strip.bin[column] - 1));
 }
 
-// Moves the columns' bins up to what the tile's largest values ask for.
+// Moves the bins of columns that have seen `rows` rows up to what the next tile's largest values ask for.
 template <Term term>
-void raise_columns(Strip& strip, std::int64_t c, U32 largest) {
+[[gnu::noinline]] void raise_columns(Strip& strip, std::int64_t c, std::int64_t rows, U32 largest) {
   for (int lane = 0; lane < width; ++lane) {
     const std::int64_t column = c + lane;
     const std::uint32_t bits = largest[lane];
     if (bits < strip.limit[strip.bin[column] - lowest_bin] || bits >= infinity_bits) continue;
     const std::int32_t bin = bin_of_largest<term>(bits_as<float>(bits));
-    strip.lo[column] = bin == strip.bin[column] + 1 ? strip.hi[column] : 0;
-    strip.hi[column] = 0;
+    const std::uint64_t lower = bin == strip.bin[column] + 1 ? hi_of(strip, column, rows) : 0;
+    strip.hi[column] = static_cast<std::uint64_t>(rows) * bits_as<std::uint64_t>(magic_of(bin));
+    strip.lo[column] = lower + static_cast<std::uint64_t>(rows) * bits_as<std::uint64_t>(magic_of(bin - 1));
     strip.bin[column] = static_cast<std::int8_t>(bin);
   }
   note_bin(strip, c);
-}
-
-REGATTA_INLINE void add_sums(Strip& strip, std::int64_t c, const TileSums& tile) {
-  for (int half = 0; half < 2; ++half) {
-    const std::int64_t at = c + half * (width / 2);
-    store_vector(strip.hi + at, load_vector<U64>(strip.hi + at) + tile.hi[half]);
-    store_vector(strip.lo + at, load_vector<U64>(strip.lo + at) + tile.lo[half]);
-  }
-}
-
-// Columns of different bins, or values that do not fit theirs.
-template <Term term>
-[[gnu::noinline]] void add_unlike_columns(Strip& strip, std::int64_t c, const F32* values, int rows, U32 largest) {
-  raise_columns<term>(strip, c, largest);
-  double magic[width];
-  for (int lane = 0; lane < width; ++lane) magic[lane] = strip.magic[strip.bin[c + lane] - lowest_bin];
-  add_sums(strip, c, sum_tile<term>({load_vector<F64>(magic), load_vector<F64>(magic + width / 2)}, values, rows));
-}
-
-template <Term term>
-REGATTA_INLINE void add_tile(Strip& strip, std::int64_t c, const F32* values, int rows) {
-  const std::int8_t bin = strip.bin_of_vector[c / width];
-  const int index = bin == mixed ? 0 : bin - lowest_bin;
-  const F64 magic = splat64(strip.magic[index]);
-  const TileSums tile = sum_tile<term>({magic, magic}, values, rows);
-  store_vector(strip.largest + c, larger(load_vector<U32>(strip.largest + c), tile.largest));
-  const I32 limit = I32{} + static_cast<std::int32_t>(strip.limit[index]);
-  if (bin == mixed || any(bits_as<I32>(tile.largest) >= limit)) {
-    add_unlike_columns<term>(strip, c, values, rows, tile.largest);
-  } else {
-    add_sums(strip, c, tile);
-  }
 }
 
 // How a sweep reads a rectangle: the values of one vector of columns in `rows` rows.
@@ -144,7 +148,10 @@ struct UpdateColumns {
     const std::int64_t offset = area.offset + r0 * area.stride + c;
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
-      values[r] = momentum.template next<tail>(offset + r * area.stride, count);
+      const std::int64_t at = offset + r * area.stride;
+      prefetch_ahead<1024>(momentum.grad + at);
+      prefetch_ahead<1024>(momentum.momentum + at);
+      values[r] = momentum.template next<tail>(at, count);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r)
@@ -166,6 +173,24 @@ struct ReadColumns {
   }
 };
 
+// Adds `rows` rows of one vector of columns to their sums.
+template <Term term, bool tail, class Reader>
+REGATTA_INLINE void add_tile(Strip& strip, const Rectangle& area, std::int64_t r0, std::int64_t c, int rows,
+                             const Reader& reader) {
+  const std::int64_t count = tail ? area.cols - c : width;
+  const ColumnBins bins(strip, c);
+  TileSums<term> tile(bins.magic);
+  F32 values[rows_at_a_time];
+  reader.template read<tail>(area, r0, c, rows, count, values);
+  tile.add(values, rows);
+  store_vector(strip.largest + c, larger(load_vector<U32>(strip.largest + c), tile.largest));
+  if (!any(bits_as<I32>(tile.largest) >= bins.limit)) return tile.add_to(strip, c);
+  raise_columns<term>(strip, c, r0, tile.largest);
+  TileSums<term> again(ColumnBins(strip, c).magic);
+  again.add(values, rows);
+  again.add_to(strip, c);
+}
+
 template <Term term, class Reader>
 void observe_strip(Strip& strip, const Rectangle& area, const Reader& reader, LineSum* sums) {
   const std::int64_t padded = (area.cols + width - 1) / width * width;
@@ -177,18 +202,11 @@ void observe_strip(Strip& strip, const Rectangle& area, const Reader& reader, Li
     strip.largest[c] = 0;
   }
   for (std::int64_t c = 0; c < padded; c += width) note_bin(strip, c);
-  const auto sweep_rows = [&]<bool full>(std::int64_t r0, int count_of_rows) {
-    const int rows = full ? rows_at_a_time : count_of_rows;
-    F32 values[rows_at_a_time];
+  const auto sweep_rows = [&]<bool full>(std::int64_t r0, int count) {
+    const int rows = full ? rows_at_a_time : count;
     std::int64_t c = 0;
-    for (; c + width <= area.cols; c += width) {
-      reader.template read<false>(area, r0, c, rows, width, values);
-      add_tile<term>(strip, c, values, rows);
-    }
-    if (c < area.cols) {
-      reader.template read<true>(area, r0, c, rows, area.cols - c, values);
-      add_tile<term>(strip, c, values, rows);
-    }
+    for (; c + width <= area.cols; c += width) add_tile<term, false>(strip, area, r0, c, rows, reader);
+    if (c < area.cols) add_tile<term, true>(strip, area, r0, c, rows, reader);
   };
   std::int64_t r0 = 0;
   for (; r0 + rows_at_a_time <= area.rows; r0 += rows_at_a_time)
@@ -196,8 +214,8 @@ void observe_strip(Strip& strip, const Rectangle& area, const Reader& reader, Li
   if (r0 < area.rows) sweep_rows.template operator()<false>(r0, static_cast<int>(area.rows - r0));
   for (std::int64_t c = 0; c < area.cols; ++c) {
     if (strip.largest[c] == 0) continue;
-    LineSum line{static_cast<std::int64_t>(strip.hi[c]), static_cast<std::int64_t>(strip.lo[c]), strip.bin[c],
-                 bits_as<float>(strip.largest[c])};
+    LineSum line{static_cast<std::int64_t>(hi_of(strip, c, area.rows)),
+                 static_cast<std::int64_t>(lo_of(strip, c, area.rows)), strip.bin[c], bits_as<float>(strip.largest[c])};
     if (strip.largest[c] >= infinity_bits) line = {0, 0, non_finite_bin, __builtin_inff()};
     merge(sums[area.col + c], line);
   }

@@ -37,6 +37,9 @@ struct UpdateAndApplyAbove {
   REGATTA_INLINE F32 at(int part, std::int64_t i, std::int64_t count) const {
     // Loads before stores: rows often lie a power of two apart, and a load waits for a store with the same low address
     // bits.
+    prefetch_ahead<4096>(row.grad + i);
+    prefetch_ahead<4096>(row.momentum + i);
+    prefetch_ahead<4096>(weights.weight + i);
     const F32 momentum = row.template next<tail>(i, count);
     weights.template apply<tail>(part, i, count, step, above.template at<tail>(part, i, count), health);
     return row.template put<tail>(i, momentum, count);

@@ -178,6 +178,13 @@ REGATTA_INLINE U16 to_bf16(F32 a) {
   return __builtin_convertvector((bits & 0x7fffffffU) > 0x7f800000U ? nan : rounded, U16);
 }
 
+/// Asks for what a stream will read soon: a core's own prefetchers leave part of the memory's speed unused when a sweep
+/// follows several streams. The best distances differ by sweep and were measured. An address past the end does no harm.
+template <int bytes>
+REGATTA_INLINE void prefetch_ahead(const void* from) {
+  __builtin_prefetch(static_cast<const char*>(from) + bytes, 0, 2);
+}
+
 /// How elements of a dtype lie in memory.
 template <DType D>
 struct StorageOf {
