@@ -1,7 +1,7 @@
 # LibTorch: the target RegattaTorch::RegattaTorch, RegattaTorch_FOUND, RegattaTorch_VERSION.
 #
 # REGATTA_TORCH_DIR names a folder to look in and nowhere else: a torch package folder of a Python installation, an unpacked
-# LibTorch, or a folder with TorchConfig.cmake. Without it a torch that belongs to the active Python is preferred when it is
+# LibTorch, torch.utils.cmake_prefix_path, or a folder with TorchConfig.cmake. Without it a torch that belongs to the active Python is preferred when it is
 # recent enough to have the system's C++ ABI; then what find_package finds (Debian: libtorch-dev).
 
 set(REGATTA_TORCH_DIR "" CACHE PATH "Folder of the LibTorch or Python torch package to use; empty to look for one")
@@ -9,7 +9,7 @@ set(_regatta_python_torch_oldest 2.7)  # earlier wheels were built with the old 
 
 set(_regatta_torch_places "")
 if(REGATTA_TORCH_DIR)
-  set(_regatta_torch_places ${REGATTA_TORCH_DIR}/share/cmake/Torch ${REGATTA_TORCH_DIR})
+  set(_regatta_torch_places ${REGATTA_TORCH_DIR}/share/cmake/Torch ${REGATTA_TORCH_DIR}/Torch ${REGATTA_TORCH_DIR})
   file(GLOB _regatta_site_packages ${REGATTA_TORCH_DIR}/lib/python*/site-packages/torch/share/cmake/Torch)
   list(APPEND _regatta_torch_places ${_regatta_site_packages})
 elseif(Torch_DIR)
@@ -44,7 +44,10 @@ foreach(_regatta_place ${_regatta_torch_places})
     list(POP_FRONT CMAKE_PREFIX_PATH)
   endif()
 endforeach()
-if(NOT Torch_FOUND AND NOT REGATTA_TORCH_DIR)
+if(NOT Torch_FOUND AND REGATTA_TORCH_DIR)
+  message(FATAL_ERROR "REGATTA_TORCH_DIR is ${REGATTA_TORCH_DIR}, which holds no TorchConfig.cmake; expected a torch package folder, an "
+                      "unpacked LibTorch, or what python3 -c 'import torch; print(torch.utils.cmake_prefix_path)' prints")
+elseif(NOT Torch_FOUND)
   find_package(Torch QUIET CONFIG)
 endif()
 
