@@ -12,7 +12,7 @@ namespace regatta {
 Engine::Engine(std::vector<Param> params, std::vector<Group> groups, const sharding::Mesh& mesh, Transport& transport,
                EngineOptions options)
     : impl_(std::make_unique<Impl>(std::move(params), std::move(groups), mesh, transport, options)) {
-  impl_->counted = transport.counters();
+  impl_->counted = impl_->sent_bytes();
 }
 
 Engine::~Engine() = default;
