@@ -127,8 +127,10 @@ void add_finetune(CLI::App& app) {
       "  regatta finetune --init base --data mine.txt --mesh dp=2 --rule reg --lr 0.003 --out tuned\n"
       "  mpirun -n 4 regatta finetune --init base --data mine.txt --mesh dp=4 --transport mpi \\\n"
       "      --micro-batch 4 --global-batch 32 --accumulation tree --out tuned\n"
+      "  mpirun -n 4 regatta finetune --init base --data mine.txt --mesh dp=2,tp=2 --transport mpi --out tuned\n"
+      "tp splits the decoder's heads, MLP and vocabulary; dp splits the batch and the optimizer's state.\n"
       "The weights end in OUT/model.safetensors beside OUT/config.json; OUT/log.jsonl has a line per step.\n"
-      "With --accumulation tree the weights have the same bits on 1, 2, 4, ... ranks.");
+      "With --accumulation tree the weights have the same bits on 1, 2, 4, ... dp ranks.");
   add_model_flags(*command, *options);
   add_data_flags(*command, *options);
   add_training_flags(*command, *options);
