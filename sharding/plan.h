@@ -100,8 +100,8 @@ class Plan {
   const RankLayout& layout(int rank) const { return layouts_[rank]; }
   std::size_t bucket_count() const { return layouts_[0].buckets.size(); }
 
-  /// What `rank` holds of a parameter in its own memory, one part per block, one after another: a whole rectangle each in the
-  /// modes where the engine shards, the rank's shard otherwise.
+  /// What `rank` holds of a parameter in its own memory, one part per block, one after another: a whole rectangle each
+  /// in the modes where the engine shards, the rank's shard otherwise.
   std::vector<BlockPart> local_parts(int rank, int param) const;
 
   /// Shares by round, in the order all ranks pack them. Round k carries pass k of every block, and the block numbers of
