@@ -65,8 +65,10 @@ void add_engine_flags(CLI::App& app, EngineFlags& flags) {
   app.add_option("--mode", flags.mode, "zero1, zero2, or sharded (the trainer shards over dp itself)")
       ->capture_default_str()
       ->check(CLI::IsMember({"zero1", "zero2", "sharded"}));
-  app.add_option("--place", flags.places,
-                 "GLOB=AXIS:DIM[,AXIS:DIM]: how parameters lie on the mesh; dp:flat for flat runs")
+  app.add_option(
+         "--place", flags.places,
+         "GLOB=AXIS:DIM[,AXIS:DIM]: how parameters lie on the mesh; DIM is 0 or 1 of each of --blocks, rows (of all "
+         "blocks stacked, as FSDP2 cuts), or flat")
       ->take_all();
   app.add_option("--blocks", flags.blocks, "GLOB=ROWS,ROWS,...: logical matrices stacked in a parameter")->take_all();
   app.add_option("--cut", flags.cut, "Where a rank's chunk of a bucket may end: element, row or matrix")
