@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <charconv>
 #include <map>
+#include <optional>
 
 #include "runtime/error.h"
 #include "runtime/rules/assignment.h"
@@ -28,8 +29,8 @@ std::vector<ByName> parse_by_name(const std::vector<std::string>& texts, const s
   return parsed;
 }
 
-std::string value_for(std::vector<ByName>& entries, const std::string& name) {
-  std::string value;
+std::optional<std::string> value_for(std::vector<ByName>& entries, const std::string& name) {
+  std::optional<std::string> value;
   for (ByName& entry : entries)
     if (matches_glob(entry.glob, name)) {
       value = entry.value;
@@ -110,12 +111,14 @@ EngineOptions engine_options(const EngineFlags& flags) {
 }
 
 std::vector<sharding::Placement> placements_for(const EngineFlags& flags, const std::vector<std::string>& names,
-                                                const sharding::Mesh& mesh) {
+                                                const sharding::Mesh& mesh,
+                                                const std::function<sharding::Placement(const std::string&)>& usual) {
   std::vector<ByName> places =
       parse_by_name(flags.places, "--place", "GLOB=AXIS:DIM, for example W=tp:1 or *=tp:0,dp:0");
   std::vector<sharding::Placement> placements;
   for (const std::string& name : names) {
-    std::string place = value_for(places, name);
+    const std::optional<std::string> said = value_for(places, name);
+    std::string place = said ? *said : usual ? usual(name).text() : "";
     if (flags.mode == "sharded" && place.find("dp:") == std::string::npos && mesh.size("dp") > 1)
       place += place.empty() ? "dp:0" : ",dp:0";
     try {
@@ -132,7 +135,7 @@ std::vector<std::vector<std::int64_t>> blocks_for(const EngineFlags& flags, cons
   std::vector<ByName> blocks = parse_by_name(flags.blocks, "--blocks", "GLOB=ROWS,ROWS,..., for example qkv=64,16,16");
   std::vector<std::vector<std::int64_t>> rows;
   for (const std::string& name : names) {
-    const std::string text = value_for(blocks, name);
+    const std::string text = value_for(blocks, name).value_or("");
     rows.push_back(text.empty() ? std::vector<std::int64_t>{} : parse_rows(text, name));
   }
   check_used(blocks, "--blocks");
