@@ -37,7 +37,7 @@ struct Described {
 };
 
 Described describe(const Flags& flags, const sharding::Mesh& mesh) {
-  std::vector<ModelShape> shapes;
+  std::vector<finetune::ParamShape> shapes;
   if (flags.model.empty() == flags.shapes.empty())
     throw Error(Code::invalid_argument,
                 "plan needs either --model DIR (a folder with config.json) or --shape NAME=ROWSxCOLS");
@@ -46,18 +46,18 @@ Described describe(const Flags& flags, const sharding::Mesh& mesh) {
     const std::filesystem::path path(flags.model);  // the file itself will do, too
     decoder =
         finetune::read_decoder_config(path.filename() == "config.json" ? path.parent_path().string() : flags.model);
-    shapes = decoder_shapes(*decoder);
+    shapes = finetune::decoder_shapes(*decoder);
   }
   for (const std::string& text : flags.shapes) shapes.push_back(parse_shape(text));
   const std::optional<DType> dtype = dtype_of(flags.dtype);
   if (!dtype) throw Error(Code::invalid_argument, "--dtype is '" + flags.dtype + "'; expected fp32, bf16 or fp16");
 
   std::vector<std::string> names;
-  for (const ModelShape& shape : shapes) names.push_back(shape.name);
+  for (const finetune::ParamShape& shape : shapes) names.push_back(shape.name);
   Described described;
   // As in training: embeddings, the head and vectors belong to AdamW.
   described.rules = choose_rules(flags.rules, names, 1e-3, [&](const std::string& name) -> std::string {
-    for (const ModelShape& shape : shapes)
+    for (const finetune::ParamShape& shape : shapes)
       if (shape.name == name && shape.shape.size() == 1) return "adamw";
     if (name.find("embed") != std::string::npos || name.find("lm_head") != std::string::npos) return "adamw";
     return flags.rules.rule;

@@ -19,7 +19,7 @@ const Options& with_threads(const Options& options) {
   return options;
 }
 
-std::unique_ptr<Decoder> make_model(const Options& options) {
+std::unique_ptr<Decoder> make_model(const Options& options, const sharding::Mesh& mesh, int rank) {
   const at::ScalarType type = options.dtype == DType::bf16 ? at::kBFloat16 : at::kFloat;
   const DecoderConfig config = options.random_init() ? options.sizes : read_decoder_config(options.init);
   const auto limit = [&](std::int64_t most, const char* what) {
@@ -30,7 +30,7 @@ std::unique_ptr<Decoder> make_model(const Options& options) {
   };
   limit(config.positions, "longest sequence (max_position_embeddings)");
   if (config.sliding_window > 0) limit(config.sliding_window, "sliding window, which this decoder does not compute,");
-  auto model = std::make_unique<Decoder>(config, type);
+  auto model = std::make_unique<Decoder>(config, type, mesh, rank);
   if (options.random_init()) {
     init_random(*model, options.seed);
   } else {
@@ -56,16 +56,21 @@ torch::Tensor Corpus::rows(std::int64_t count, const std::function<std::int64_t(
   return result;
 }
 
-Job::Job(const Options& given)
+Job::Job(const Options& given, const sharding::Mesh& mesh, int rank)
     : options(with_threads(given)),
-      model(make_model(options)),
+      model(make_model(options, mesh, rank)),
       train(options.data, "--data", model->config().vocab, options.seq, options.seed),
       module_params(regatta::module_params(*model)),
       params(describe(module_params)) {
   if (!options.eval_data.empty()) eval.emplace(options.eval_data, "--eval-data", model->config().vocab, options.seq, 0);
 
   std::vector<std::string> names;
-  for (const Param& param : params) names.push_back(param.name);
+  for (Param& param : params) {
+    const ParamShard& shard = *find_shard(model->shards(), param.name);
+    param.shape = shard.shape;
+    param.placement = shard.placement;
+    names.push_back(param.name);
+  }
   const auto usual = [&](const std::string& name) {
     const auto at = std::find(names.begin(), names.end(), name) - names.begin();
     return usual_rule(module_params[static_cast<std::size_t>(at)].kind, options.rules.rule);
@@ -82,8 +87,9 @@ Job::Job(const Options& given)
   if (!options.bucket_bytes_given) {
     // About ten buckets, so that reductions start early in backward; each worth its messages, none above the usual
     // size.
+    // From global sizes, as all ranks must choose alike.
     std::int64_t bytes = 0;
-    for (const ModuleParam& param : module_params) bytes += param.tensor.numel() * param.tensor.element_size();
+    for (const ParamShard& shard : model->shards()) bytes += shard.numel() * size_of(options.dtype) / mesh.size("tp");
     options.engine.bucket_bytes = std::clamp<std::int64_t>(bytes / 10, 64 << 10, options.engine.bucket_bytes);
   }
 

@@ -17,6 +17,7 @@
 #include "cli/finetune/options.h"
 #include "cli/finetune/token_data.h"
 #include "runtime/torch/adapter.h"
+#include "sharding/mesh.h"
 
 namespace regatta::finetune {
 
@@ -33,15 +34,16 @@ struct Corpus {
 };
 
 struct Job {
-  /// Reads everything the options name. Throws Error(invalid_argument). Sets the calling thread's LibTorch threads.
-  explicit Job(const Options& options);
+  /// Reads everything the options name, of the model what `rank` holds. Throws Error(invalid_argument). Sets the
+  /// calling thread's LibTorch threads.
+  Job(const Options& options, const sharding::Mesh& mesh, int rank);
 
   Options options;
   std::unique_ptr<Decoder> model;
   Corpus train;
   std::optional<Corpus> eval;
   std::vector<ModuleParam> module_params;
-  std::vector<Param> params;  ///< for the engine, with their groups
+  std::vector<Param> params;  ///< for the engine, with their groups and global shapes
   std::vector<Group> groups;
   std::vector<std::string> warnings;
 };

@@ -16,10 +16,6 @@ sharding::Mesh mesh_of(const Options& options) {
   const std::string& text = options.engine_flags.mesh;
   sharding::Mesh mesh = cli::parse_mesh(text);
   for (const sharding::Axis& axis : mesh.axes()) {
-    if (axis.name == "tp" && axis.size > 1) {
-      refuse("--mesh " + text + ": tp " + std::to_string(axis.size) +
-             " comes with the tensor-parallel work; use tp=1 and ranks over dp for now");
-    }
     if (axis.name != "dp" && axis.name != "tp")
       refuse("--mesh " + text + ": the axis '" + axis.name + "' is unknown; dp and tp exist");
   }
@@ -29,12 +25,12 @@ sharding::Mesh mesh_of(const Options& options) {
 void complete(Options& options, const sharding::Mesh& mesh) {
   if (options.engine_flags.mode == "sharded") {
     refuse(
-        "--mode sharded: the trainer of parameters that are shards already comes with the tensor-parallel work; zero1 "
-        "and zero2 exist");
+        "--mode sharded is for trainers that cut parameters over dp themselves; this one keeps them whole there, and "
+        "takes zero1 or zero2");
   }
   if (!options.engine_flags.places.empty()) {
     refuse("--place " + options.engine_flags.places.front() +
-           " comes with the tensor-parallel work; over dp the engine shards by itself");
+           " is not for finetune: the decoder knows which of its parameters tp cuts, and over dp the engine shards");
   }
   const LossScaling loss_scaling = options.engine.loss_scaling;
   options.engine = cli::engine_options(options.engine_flags);

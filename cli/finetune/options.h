@@ -43,7 +43,7 @@ struct Options {
   bool random_init() const { return init == "random"; }
 };
 
-/// The mesh asked for; throws Error(invalid_argument) when it cannot be, also for what is not a data-parallel mesh.
+/// The mesh asked for; throws Error(invalid_argument) when it cannot be, also for axes other than dp and tp.
 sharding::Mesh mesh_of(const Options& options);
 
 /// Completes defaults that depend on the mesh and throws Error(invalid_argument) with one sentence on what does not

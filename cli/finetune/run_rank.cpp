@@ -31,7 +31,7 @@ void run_rank(const Options& options, const sharding::Mesh& mesh, cli::RankConte
   std::unique_ptr<Job> job;
   std::unique_ptr<Reporter> reporter;
   context.agree([&] {
-    without_traces([&] { job = std::make_unique<Job>(options); });
+    without_traces([&] { job = std::make_unique<Job>(options, mesh, context.rank); });
     if (context.rank == 0) reporter = std::make_unique<Reporter>(options);
   });
   Observer observer;

@@ -24,8 +24,11 @@ Trainer::Trainer(Job& job, const sharding::Mesh& mesh, Transport& transport)
     : job_(job),
       options_(job.options),
       transport_(transport),
+      mesh_(mesh),
       engine_(job.params, job.groups, mesh, transport, job.options.engine),
-      attachment_(job.module_params, engine_) {}
+      attachment_(job.module_params, engine_) {
+  job.model->join(TensorGroup::make(transport, mesh));
+}
 
 std::vector<std::vector<double>> Trainer::gather(const std::vector<double>& mine, std::string_view label) {
   const std::string bytes(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(double));
@@ -78,7 +81,9 @@ EvalRecord Trainer::evaluate() {
   const std::int64_t count = options_.eval_sequences > 0 ? std::min(options_.eval_sequences, windows) : windows;
   const std::int64_t batches = (count + options_.micro_batch - 1) / options_.micro_batch;
   std::vector<double> sums;
-  for (std::int64_t b = transport_.rank(); b < batches; b += transport_.world_size()) {
+  // Tensor-parallel peers compute the same batches.
+  const int dp = mesh_.size("dp");
+  for (std::int64_t b = mesh_.coordinate(transport_.rank(), "dp"); b < batches; b += dp) {
     const std::int64_t first = b * options_.micro_batch;
     const std::int64_t rows = std::min(options_.micro_batch, count - first);
     const torch::Tensor tokens =
@@ -86,10 +91,11 @@ EvalRecord Trainer::evaluate() {
     sums.push_back(job_.model->loss(tokens).item<float>() * static_cast<double>(rows));
   }
   const std::vector<std::vector<double>> all = gather(sums, "losses of an evaluation");
+  const std::vector<int> dp_peers = mesh_.group(0, {"dp"});
   double total = 0;
   for (std::int64_t b = 0; b < batches; ++b) {
-    total += all[static_cast<std::size_t>(b % transport_.world_size())].at(
-        static_cast<std::size_t>(b / transport_.world_size()));
+    total +=
+        all[static_cast<std::size_t>(dp_peers[static_cast<std::size_t>(b % dp)])].at(static_cast<std::size_t>(b / dp));
   }
   return {engine_.step_count(), total / static_cast<double>(count), watch.lap()};
 }
@@ -113,7 +119,7 @@ Summary Trainer::run(const Observer& observer) {
   Summary summary;
   summary.world_size = transport_.world_size();
   summary.tokens_per_step = options_.global_batch * options_.seq;
-  for (const ModuleParam& param : job_.module_params) summary.params += param.tensor.numel();
+  for (const ParamShard& shard : job_.model->shards()) summary.params += shard.numel();
   if (observer.warned) {
     for (const std::string& warning : job_.warnings) observer.warned(warning);
   }
@@ -140,10 +146,8 @@ Summary Trainer::run(const Observer& observer) {
       evaluate_into(summary.eval_after);
     }
   }
-  if (transport_.rank() == 0) {
-    summary.files = save_weights(*job_.model, options_.out);
-    if (!options_.random_init()) copy_tokenizer(options_.init, options_.out);
-  }
+  if (mesh_.coordinate(transport_.rank(), "dp") == 0) summary.files = save_weights(*job_.model, options_.out);
+  if (transport_.rank() == 0 && !options_.random_init()) copy_tokenizer(options_.init, options_.out);
   for (const std::vector<double>& theirs :
        gather({static_cast<double>(engine_.state_bytes()), summary.totals.bytes_as_planned() ? 1.0 : 0.0},
               "byte counts")) {

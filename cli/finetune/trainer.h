@@ -40,6 +40,7 @@ class Trainer {
   Job& job_;
   const Options& options_;
   Transport& transport_;
+  sharding::Mesh mesh_;
   Engine engine_;
   EngineAttachment attachment_;
   int skipped_in_a_row_ = 0;

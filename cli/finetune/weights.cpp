@@ -42,16 +42,16 @@ bool is_redundant(const std::string& name, const DecoderConfig& config) {
 void check_fit(const Decoder& decoder, const safetensors::Model& model, const std::string& folder) {
   std::vector<std::string> missing, misshapen, extra;
   std::set<std::string> expected;
-  for (const auto& item : decoder.named_parameters()) {
-    expected.insert(item.key());
-    const auto entry = model.find(item.key());
+  for (const ParamShard& param : decoder.shards()) {
+    expected.insert(param.name);
+    const auto entry = model.find(param.name);
     if (!entry) {
-      missing.push_back(item.key());
-    } else if (entry->tensor->shape != item.value().sizes().vec()) {
-      misshapen.push_back(item.key() + " is " + safetensors::text_of(entry->tensor->shape) + " instead of " +
-                          safetensors::text_of(item.value().sizes()));
+      missing.push_back(param.name);
+    } else if (entry->tensor->shape != param.shape) {
+      misshapen.push_back(param.name + " is " + safetensors::text_of(entry->tensor->shape) + " instead of " +
+                          safetensors::text_of(param.shape));
     } else if (!entry->tensor->element_type()) {
-      misshapen.push_back(item.key() + " is " + entry->tensor->dtype + " instead of F32, BF16 or F16");
+      misshapen.push_back(param.name + " is " + entry->tensor->dtype + " instead of F32, BF16 or F16");
     }
   }
   for (const auto& entry : model.entries()) {
@@ -69,6 +69,26 @@ void check_fit(const Decoder& decoder, const safetensors::Model& model, const st
     throw Error(Code::invalid_argument, folder + ": the weights do not fit config.json: " + misfits);
 }
 
+/// The part of a whole tensor that a rank holds; a view.
+at::Tensor part_of(const at::Tensor& whole, const ParamShard& shard) {
+  if (whole.dim() == 1) return whole.narrow(0, shard.cols.begin, shard.cols.size());
+  return whole.narrow(0, shard.rows.begin, shard.rows.size()).narrow(1, shard.cols.begin, shard.cols.size());
+}
+
+/// The whole tensor on the group's first rank, undefined on the others.
+at::Tensor gather(TensorGroup& group, const at::Tensor& mine, const std::string& name,
+                  const std::vector<std::vector<ParamShard>>& shards_by_rank) {
+  const ParamShard& own = *find_shard(shards_by_rank[static_cast<std::size_t>(group.rank())], name);
+  if (!own.placement.find("tp")) return group.rank() == 0 ? mine.detach().contiguous() : at::Tensor();
+  std::vector<std::vector<std::int64_t>> sizes;
+  for (const std::vector<ParamShard>& shards : shards_by_rank) sizes.push_back(find_shard(shards, name)->local_shape);
+  const std::vector<at::Tensor> parts = group.gather(mine, sizes, name);
+  if (parts.empty()) return {};
+  at::Tensor whole = at::empty(own.shape, mine.options().requires_grad(false));
+  for (std::size_t r = 0; r < parts.size(); ++r) part_of(whole, *find_shard(shards_by_rank[r], name)).copy_(parts[r]);
+  return whole;
+}
+
 }  // namespace
 
 void load_weights(Decoder& decoder, const std::string& folder) {
@@ -77,13 +97,14 @@ void load_weights(Decoder& decoder, const std::string& folder) {
   for (const auto& item : decoder.named_parameters()) {
     const auto entry = *model.find(item.key());
     at::Tensor values = item.value().detach();
+    const ParamShard& shard = *find_shard(decoder.shards(), item.key());
     const at::ScalarType type = scalar_type(*entry.tensor->element_type());
-    if (type == values.scalar_type()) {
+    if (type == values.scalar_type() && shard.local_shape == shard.shape) {
       entry.read(bytes_of(values));
     } else {
-      const at::Tensor stored = at::empty(values.sizes(), type);
+      const at::Tensor stored = at::empty(shard.shape, type);
       entry.read(bytes_of(stored));
-      values.copy_(stored);
+      values.copy_(part_of(stored, shard));
     }
     if (!at::isfinite(values).all().item<bool>()) {
       throw Error(Code::invalid_argument,
@@ -94,16 +115,23 @@ void load_weights(Decoder& decoder, const std::string& folder) {
   }
 }
 
-std::vector<std::string> save_weights(const Decoder& decoder, const std::string& folder) {
+std::vector<std::string> save_weights(Decoder& decoder, const std::string& folder) {
+  TensorGroup& group = decoder.group();
+  const sharding::Mesh peers({{"tp", group.size()}});
+  std::vector<std::vector<ParamShard>> shards_by_rank;
+  for (int r = 0; r < group.size(); ++r) shards_by_rank.push_back(decoder_shards(decoder.config(), peers, r));
   std::vector<safetensors::Source> sources;
   std::vector<at::Tensor> kept;
   bool narrow = false;
   for (const auto& item : decoder.named_parameters()) {
-    const at::Tensor values = kept.emplace_back(item.value().detach().contiguous());
+    const at::Tensor values = gather(group, item.value(), item.key(), shards_by_rank);
+    if (group.rank() != 0) continue;
+    kept.push_back(values);
     const DType dtype = dtype_of(values, item.key());
     narrow = narrow || dtype == DType::bf16;
     sources.push_back({item.key(), dtype, values.sizes().vec(), values.data_ptr()});
   }
+  if (group.rank() != 0) return {};
   const std::string config_path = (fs::path(folder) / "config.json").string();
   std::ofstream config(config_path, std::ios::binary | std::ios::trunc);
   config << decoder_config_json(decoder.config(), narrow ? "bfloat16" : "float32");

@@ -6,37 +6,14 @@
 
 namespace regatta::cli {
 
-std::vector<ModelShape> decoder_shapes(const finetune::DecoderConfig& c) {
-  std::vector<ModelShape> shapes{{"model.embed_tokens.weight", {c.vocab, c.hidden}}};
-  const auto projection = [&](const std::string& name, std::int64_t out, std::int64_t in, bool bias) {
-    shapes.push_back({name + ".weight", {out, in}});
-    if (bias) shapes.push_back({name + ".bias", {out}});
-  };
-  for (std::int64_t layer = 0; layer < c.layers; ++layer) {
-    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
-    projection(prefix + "self_attn.q_proj", c.heads * c.head_dim, c.hidden, c.qkv_bias);
-    projection(prefix + "self_attn.k_proj", c.kv_heads * c.head_dim, c.hidden, c.qkv_bias);
-    projection(prefix + "self_attn.v_proj", c.kv_heads * c.head_dim, c.hidden, c.qkv_bias);
-    projection(prefix + "self_attn.o_proj", c.hidden, c.heads * c.head_dim, c.output_bias);
-    projection(prefix + "mlp.gate_proj", c.intermediate, c.hidden, c.mlp_bias);
-    projection(prefix + "mlp.up_proj", c.intermediate, c.hidden, c.mlp_bias);
-    projection(prefix + "mlp.down_proj", c.hidden, c.intermediate, c.mlp_bias);
-    shapes.push_back({prefix + "input_layernorm.weight", {c.hidden}});
-    shapes.push_back({prefix + "post_attention_layernorm.weight", {c.hidden}});
-  }
-  shapes.push_back({"model.norm.weight", {c.hidden}});
-  if (!c.tied_head) shapes.push_back({"lm_head.weight", {c.vocab, c.hidden}});
-  return shapes;
-}
-
-ModelShape parse_shape(const std::string& text) {
+finetune::ParamShape parse_shape(const std::string& text) {
   const auto wrong = [&] {
     return Error(Code::invalid_argument,
                  "--shape got '" + text + "'; expected NAME=ROWSxCOLS, for example up=8960x1536");
   };
   const std::size_t equals = text.rfind('=');
   if (equals == 0 || equals == std::string::npos) throw wrong();
-  ModelShape shape{text.substr(0, equals), {}};
+  finetune::ParamShape shape{text.substr(0, equals), {}};
   for (const char *at = text.data() + equals + 1, *end = text.data() + text.size(); at < end;) {
     std::int64_t extent = 0;
     const auto [next, error] = std::from_chars(at, end, extent);

@@ -16,7 +16,7 @@ StepReport Engine::step(double lr) {
   report.times.grad_comm_seconds = static_cast<double>(s.gradients.busy_ns()) * 1e-9;
   report.times.wait_grad_seconds = phase.lap();
 
-  s.vote.send(s.world, s.gradients.figures()).wait();
+  s.vote.send(*s.world, s.gradients.figures()).wait();
   s.vote.count();
   report.times.vote_seconds = phase.lap();
 
@@ -110,12 +110,12 @@ void Engine::Impl::sweep(StepTimes& times) {
     LineExchange* exchange = round < static_cast<int>(exchanges.size()) ? exchanges[round].get() : nullptr;
     observe(round);
     if (exchange == nullptr || !exchange->needed()) continue;
-    const Ticket partials = exchange->send_partials(world);
+    const Ticket partials = exchange->send_partials(*world);
     if (closed_done == 0) update_closed(0, closed_done = (bucket_count + 1) / 2);
     times.sweep_seconds += watch.lap();
     partials.wait();
     times.wait_exchange_seconds += watch.lap();
-    const Ticket answers = exchange->send_answers(world);
+    const Ticket answers = exchange->send_answers(*world);
     if (closed_done < bucket_count) {
       update_closed(closed_done, bucket_count);
       closed_done = bucket_count;

@@ -12,7 +12,7 @@ namespace regatta {
 Engine::Engine(std::vector<Param> params, std::vector<Group> groups, const sharding::Mesh& mesh, Transport& transport,
                EngineOptions options)
     : impl_(std::make_unique<Impl>(std::move(params), std::move(groups), mesh, transport, options)) {
-  impl_->counted = transport.counters();
+  impl_->counted = impl_->sent_bytes();
 }
 
 Engine::~Engine() = default;
@@ -28,7 +28,7 @@ void Engine::publish_params() {
     const ParamView values = param(p);
     hashes.push_back(XXH3_64bits(values.data, static_cast<std::size_t>(values.numel * size_of(values.dtype))));
   }
-  check_same_values(impl_->plan, hashes, impl_->world);
+  check_same_values(impl_->plan, hashes, *impl_->world);
   impl_->fill_master_weights();
 }
 

@@ -29,10 +29,10 @@ struct Engine::Impl {
 
   Impl(std::vector<Param> params, std::vector<Group> groups, const sharding::Mesh& mesh, Transport& transport,
        EngineOptions options);
-  ~Impl() { world.drain(); }  // queued calls read and write the members
+  ~Impl() { world->drain(); }  // queued calls read and write the members
 
   // Setting up (engine_setup.cpp).
-  std::unique_ptr<Transport> split(Transport& transport, const sharding::Mesh& mesh);
+  std::unique_ptr<Transport> own_world(Transport& transport, const sharding::Mesh& mesh) const;
   void allocate_buckets();
   void bind_works();
   void fill_master_weights();
@@ -57,16 +57,17 @@ struct Engine::Impl {
   void skip(StepReport& report);
   void collect_health(StepReport& report);
   void adapt_loss_scale(bool skipped);
+  StepBytes sent_bytes() const;
   void count_bytes(StepReport& report);
 
   std::vector<Param> params;
   std::vector<Group> groups;
   EngineOptions options;
-  Transport& world;
   int rank;
   sharding::Plan plan;
   std::vector<const Rule*> rules;  // by parameter
-  std::unique_ptr<Transport> dp_group;
+  // Groups of its own, so that the trainer's collectives are not counted as the engine's.
+  std::unique_ptr<Transport> world, dp_group;
   const kernels::KernelTable& kernels;
   ThreadPool pool;
   Gradients gradients;
@@ -82,8 +83,8 @@ struct Engine::Impl {
   std::vector<std::int64_t> health_bytes;
   std::int64_t step_count = 0, skipped_steps = 0;
   double loss_scale = 1;
-  int finite_steps = 0;       // since the last change of the loss scale
-  TransportCounters counted;  // up to the last step
+  int finite_steps = 0;  // since the last change of the loss scale
+  StepBytes counted;     // up to the last step
 };
 
 }  // namespace regatta

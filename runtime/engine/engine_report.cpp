@@ -11,12 +11,12 @@ void Engine::Impl::collect_health(StepReport& report) {
   std::fill(health.begin(), health.end(), kernels::SweepHealth{});
   for (const Work& work : works)
     if (work.primary) health[work.group].add(work.health);
-  const Ticket figures = world.all_gather_small(
+  const Ticket figures = world->all_gather_small(
       std::as_bytes(std::span(health)), std::as_writable_bytes(std::span(all_health)), health_bytes, "health figures");
   figures.wait();
   for (std::size_t g = 0; g < groups.size(); ++g) {
     kernels::SweepHealth total;
-    for (int r = 0; r < world.world_size(); ++r) total.add(all_health[r * groups.size() + g]);
+    for (int r = 0; r < world->world_size(); ++r) total.add(all_health[r * groups.size() + g]);
     GroupReport& out = report.groups[g];
     const auto numel = static_cast<double>(std::max<std::int64_t>(out.numel, 1));
     out.update_rms = std::sqrt(total.update_squares / numel);
@@ -77,11 +77,16 @@ void Engine::Impl::skip(StepReport& report) {
   report.skipped_steps = ++skipped_steps;
 }
 
+StepBytes Engine::Impl::sent_bytes() const {
+  const TransportCounters& all = world->counters();
+  const TransportCounters& dp = dp_group->counters();
+  return {dp.reduce_scatter.bytes, dp.all_gather.bytes, all.exchange.bytes, all.all_gather_small.bytes};
+}
+
 void Engine::Impl::count_bytes(StepReport& report) {
-  const TransportCounters& now = world.counters();
-  report.bytes = {now.reduce_scatter.bytes - counted.reduce_scatter.bytes,
-                  now.all_gather.bytes - counted.all_gather.bytes, now.exchange.bytes - counted.exchange.bytes,
-                  now.all_gather_small.bytes - counted.all_gather_small.bytes};
+  const StepBytes now = sent_bytes();
+  report.bytes = {now.reduce_scatter - counted.reduce_scatter, now.all_gather - counted.all_gather,
+                  now.exchange - counted.exchange, now.vote - counted.vote};
   counted = now;
 }
 

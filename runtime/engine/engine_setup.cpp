@@ -1,6 +1,7 @@
 // Making an engine: plan, transports, memory, and what each sweep works on.
 
 #include <algorithm>
+#include <numeric>
 
 #include "runtime/engine/agreement.h"
 #include "runtime/engine/engine_impl.h"
@@ -24,12 +25,14 @@ std::vector<int> groups_of(const std::vector<Param>& params) {
 }  // namespace
 
 // Both are collective, so every rank checks its plan before any of them goes on.
-std::unique_ptr<Transport> Engine::Impl::split(Transport& transport, const sharding::Mesh& mesh) {
+std::unique_ptr<Transport> Engine::Impl::own_world(Transport& transport, const sharding::Mesh& mesh) const {
   if (mesh.world_size() != transport.world_size())
     throw Error(Code::invalid_argument, "mesh " + mesh.text() + " has " + std::to_string(mesh.world_size()) +
                                             " ranks but the transport has " + std::to_string(transport.world_size()));
   check_same_plan(plan, transport);
-  return transport.split(reduction_group(mesh, rank, options.mode));
+  std::vector<int> all(static_cast<std::size_t>(transport.world_size()));
+  std::iota(all.begin(), all.end(), 0);
+  return transport.split(all);
 }
 
 Engine::Impl::Impl(std::vector<Param> params_in, std::vector<Group> groups_in, const sharding::Mesh& mesh,
@@ -37,11 +40,11 @@ Engine::Impl::Impl(std::vector<Param> params_in, std::vector<Group> groups_in, c
     : params(std::move(params_in)),
       groups(std::move(groups_in)),
       options(options_in),
-      world(transport),
       rank(transport.rank()),
       plan(make_plan(params, groups, mesh, options)),
       rules(rules_of(params, groups)),
-      dp_group(split(transport, mesh)),
+      world(own_world(transport, mesh)),
+      dp_group(world->split(reduction_group(mesh, rank, options.mode))),
       kernels(kernels::cpu_kernels()),
       pool(options.threads),
       gradients(plan, rank, *dp_group,

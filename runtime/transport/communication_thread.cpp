@@ -95,7 +95,8 @@ void CommunicationThread::execute(Slot& slot, std::uint64_t number) {
     const std::int64_t spent =
         std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
     slot.busy_ns.store(spent, std::memory_order_relaxed);
-    if (operation.counted) busy_ns_[static_cast<int>(operation.kind)].fetch_add(spent, std::memory_order_relaxed);
+    if (operation.counted)
+      operation.transport->busy_ns_[static_cast<int>(operation.kind)].fetch_add(spent, std::memory_order_relaxed);
   }
   operation.buffer = {};
   operation.reduce = nullptr;

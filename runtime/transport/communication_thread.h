@@ -23,7 +23,7 @@ namespace regatta {
 class Peers;
 
 enum class Collective { reduce_scatter, all_gather, exchange, all_gather_small, broadcast, barrier };
-inline constexpr int collective_count = 6;
+
 std::string_view name_of(Collective kind);
 
 struct Operation {
@@ -55,9 +55,6 @@ class CommunicationThread {
   /// Blocks until everything queued so far has ended, well or not.
   void drain() noexcept;
   bool has_work() const { return completed_.load(std::memory_order_acquire) < submitted_; }
-  std::int64_t busy_ns(Collective kind) const {
-    return busy_ns_[static_cast<int>(kind)].load(std::memory_order_relaxed);
-  }
 
  private:
   friend class Ticket;
@@ -79,7 +76,6 @@ class CommunicationThread {
   std::atomic<std::uint64_t> failed_from_{0};  // first failed operation; 0: none
   Code error_code_ = Code::aborted;            // valid once failed_from_ is set
   std::string error_sentence_;
-  std::array<std::atomic<std::int64_t>, collective_count> busy_ns_{};
   mutable std::mutex mutex_;
   std::condition_variable work_;
   mutable std::condition_variable progress_;

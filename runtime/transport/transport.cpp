@@ -70,9 +70,9 @@ const TransportOptions& Transport::options() const { return shared_->options; }
 const TransportCounters& Transport::counters() const {
   for (int k = 0; k < collective_count; ++k) {
     const auto kind = static_cast<Collective>(k);
-    if (auto* entry = counter(shared_->counters, kind)) entry->busy_ns = shared_->thread.busy_ns(kind);
+    if (auto* entry = counter(counters_, kind)) entry->busy_ns = busy_ns_[k].load(std::memory_order_relaxed);
   }
-  return shared_->counters;
+  return counters_;
 }
 
 void Transport::abort(const std::string& reason, Code code, bool secondary) noexcept {
@@ -95,7 +95,7 @@ Ticket Transport::submit(Operation&& operation, std::int64_t sent_bytes) {
   const Collective kind = operation.kind;
   const bool counted = operation.counted;
   const Ticket ticket = shared_->thread.submit(std::move(operation));
-  if (auto* entry = counter(shared_->counters, kind); entry != nullptr && counted) {
+  if (auto* entry = counter(counters_, kind); entry != nullptr && counted) {
     ++entry->calls;
     entry->bytes += sent_bytes;
   }

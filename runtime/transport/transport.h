@@ -16,6 +16,7 @@
 // label and the ranks that did not arrive; after that every call on this rank's transports throws the same, and the
 // peers are told. Ranks are always named by their number in the root transport.
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -82,6 +83,9 @@ struct TransportCounters {
   }
 };
 
+/// The kinds of collectives, barriers included.
+inline constexpr int collective_count = 6;
+
 class CommunicationThread;
 
 /// Answer to a queued collective. Copyable, small; valid until the ring has wrapped around (max_in_flight later calls).
@@ -147,7 +151,7 @@ class Transport {
   virtual std::string data_path() const = 0;
 
   /// The transport of the group `ranks` (ranks of this one, ascending, this rank among them). Collective over this
-  /// transport: every rank calls it at the same point, with its own group. Shares communication thread and counters.
+  /// transport: every rank calls it at the same point, with its own group. Shares the communication thread.
   std::unique_ptr<Transport> split(std::span<const int> ranks);
 
   /// Collective over the group; blocking; the same byte count on all ranks (checked). Zeroed, 64-byte aligned.
@@ -188,6 +192,7 @@ class Transport {
   /// abort or leave.
   void drain() noexcept;
 
+  /// Of this group's collectives alone, not of groups split from it.
   const TransportCounters& counters() const;
   const TransportOptions& options() const;
 
@@ -236,6 +241,9 @@ class Transport {
   int allocation_count_ = 0;
   std::vector<Outgoing> outgoing_;
   std::vector<Incoming> incoming_;
+  mutable TransportCounters counters_;
+  std::array<std::atomic<std::int64_t>, collective_count>
+      busy_ns_{};  // by Collective; written by the communication thread
   // Shared by all groups of a root on this rank: it lives as long as any of them.
   std::shared_ptr<TransportShared> shared_;
 };

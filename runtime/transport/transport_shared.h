@@ -33,7 +33,6 @@ struct TransportShared {
   ~TransportShared();
 
   TransportOptions options;
-  TransportCounters counters;
   int next_group = 1;
   // Shared with the communication thread and the backend, which use it while this is being destroyed.
   std::shared_ptr<Peers> peers;

@@ -176,7 +176,7 @@ TEST(Decoder, LaterTokensDoNotReachEarlierLogits) {
 
 TEST(Rotation, TurnsHalvesByPosition) {
   DecoderConfig config = small_config();  // head size 4, theta 100: 1 and 0.1 radians per position
-  const Positions positions = make_positions(config, 3, at::kFloat);
+  const Positions positions = make_positions(config, 3, config.heads / config.kv_heads, at::kFloat);
   at::Tensor x = at::zeros({1, 3, 4}, at::kFloat);
   x[0][1][0] = 1;  // first coordinate of the first pair
   x[0][2][3] = 2;  // second coordinate of the second pair
@@ -192,16 +192,17 @@ TEST(Rotation, StretchingKeepsShortWavesAndSlowsLongOnes) {
   DecoderConfig config = small_config();
   config.head_dim = 8;
   config.rope_theta = 1e6;  // radians per position: 1, 0.0316, 0.001, 0.0000316
-  const Positions plain = make_positions(config, 2, at::kFloat);
+  const Positions plain = make_positions(config, 2, config.heads / config.kv_heads, at::kFloat);
   config.rope_scaling = RopeScaling{RopeScaling::Kind::llama3, 4, 1, 4, 8192};
-  const Positions stretched = make_positions(config, 2, at::kFloat);
+  const Positions stretched = make_positions(config, 2, config.heads / config.kv_heads, at::kFloat);
   const auto angle = [](const Positions& p, int i) { return std::asin(p.sine[1][i].item<double>()); };
   // 8192 positions are 1304, 41, 1.3 and 0.04 turns: kept, kept, blended at (1.3038 - 1) / 3, a quarter.
   EXPECT_NEAR(angle(stretched, 1) / angle(plain, 1), 1, 1e-5);
   EXPECT_NEAR(angle(stretched, 2) / angle(plain, 2), 0.25 + 0.75 * 0.303797 / 3, 1e-4);
   EXPECT_NEAR(angle(stretched, 3) / angle(plain, 3), 0.25, 1e-5);
   config.rope_scaling = RopeScaling{RopeScaling::Kind::linear, 4};
-  EXPECT_NEAR(angle(make_positions(config, 2, at::kFloat), 1) / angle(plain, 1), 0.25, 1e-5);
+  EXPECT_NEAR(angle(make_positions(config, 2, config.heads / config.kv_heads, at::kFloat), 1) / angle(plain, 1), 0.25,
+              1e-5);
 }
 
 TEST(RandomWeights, DependOnSeedAndNameOnly) {

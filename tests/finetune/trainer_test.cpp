@@ -58,15 +58,16 @@ class Training : public ::testing::Test {
     std::vector<double> losses;
     std::string weights;
   };
-  /// Trains on `ranks` threads; rank 0's view.
-  static Outcome train(Options o, int ranks) {
-    o.engine_flags.mesh = "dp=" + std::to_string(ranks);
+  /// Trains on the ranks of `mesh_text` as threads; rank 0's view.
+  static Outcome train(Options o, const std::string& mesh_text) {
+    o.engine_flags.mesh = mesh_text;
+    const int ranks = sharding::Mesh::parse(mesh_text).world_size();
     fs::create_directories(o.out);
     const sharding::Mesh mesh = mesh_of(o);
     complete(o, mesh);
     Outcome outcome;
     testing::run_ranks(ranks, [&](Transport& transport) {
-      Job job(o);
+      Job job(o, mesh, transport.rank());
       Observer observer;
       if (transport.rank() == 0) {
         observer.stepped = [&](const StepRecord& record) { outcome.losses.push_back(record.loss); };
@@ -79,6 +80,7 @@ class Training : public ::testing::Test {
     outcome.weights.assign(std::istreambuf_iterator<char>(stream), {});
     return outcome;
   }
+  static Outcome train(Options o, int ranks) { return train(std::move(o), "dp=" + std::to_string(ranks)); }
   static std::string refusal(Options o, int ranks = 1) {
     try {
       train(std::move(o), ranks);
@@ -184,7 +186,7 @@ TEST_F(Training, BadInputIsRefusedInOneSentence) {
   o.eval_every = 2;
   expect_says(refusal(o), "--eval-every needs --eval-data");
   o = options("refused");
-  o.engine_flags.mesh = "dp=1,tp=2";
+  o.engine_flags.mesh = "dp=1,pp=2";
   EXPECT_THROW(mesh_of(o), Error);
 }
 
