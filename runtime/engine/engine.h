@@ -97,7 +97,8 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   ParamView param(int index);
-  /// Takes the values now in param(i) as the model: fills master weights. Requires equal values on dp peers.
+  /// Collective. Takes the values now in param(i) as the model: fills master weights. Ranks that hold replicas of a
+  /// parameter (dp peers, and along axes that do not cut it) must hold equal values; others are refused by name.
   void publish_params();
 
   /// One micro-batch's gradient of a parameter, param(index).numel elements. The memory may be reused on return.
