@@ -23,6 +23,22 @@ struct GroupReport {
   std::int64_t non_finite_lines = 0;
 };
 
+/// Figures of one parameter over all ranks, as GroupReport's.
+struct ParamReport {
+  std::string name;
+  int group = 0;
+  std::int64_t numel = 0;
+  double grad_norm = 0;
+  double update_rms = 0;
+  double weight_rms = 0;
+  double update_to_weight = 0;
+  double smallest_line_norm = 0;
+  double largest_line_norm = 0;
+  std::int64_t zero_lines = 0;
+  std::int64_t clamped_lines = 0;
+  std::int64_t non_finite_lines = 0;
+};
+
 /// Wall time of this rank's step() by phase, and what went on behind the trainer's own work. Local.
 struct StepTimes {
   double wait_grad_seconds = 0;  ///< step() waiting for gradient reduce-scatters: exposed
