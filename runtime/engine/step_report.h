@@ -12,6 +12,7 @@ namespace regatta {
 struct GroupReport {
   std::string name;
   std::int64_t numel = 0;
+  double lr = 0;  ///< of this group in this step
   double grad_norm = 0;
   double update_rms = 0;  ///< of w' - w as applied, decay included
   double weight_rms = 0;
