@@ -157,6 +157,7 @@ Summary Trainer::run(const Observer& observer) {
   }
   if (mesh_.coordinate(transport_.rank(), "dp") == 0) summary.files = save_weights(*job_.model, options_.out);
   if (transport_.rank() == 0 && !options_.random_init()) copy_tokenizer(options_.init, options_.out);
+  if (telemetry_) telemetry_->saved();
   for (const std::vector<double>& theirs :
        gather({static_cast<double>(engine_.state_bytes()), summary.totals.bytes_as_planned() ? 1.0 : 0.0},
               "byte counts")) {

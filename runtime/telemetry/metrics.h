@@ -19,6 +19,9 @@ struct Metric {
 
 inline constexpr Metric info{"regatta_info", Type::gauge,
                              "Always 1. Labels: version, world_size, rule, mesh, transport."};
+inline constexpr Metric world_size{"regatta_world_size", Type::gauge, "Ranks of the job."};
+inline constexpr Metric last_save_timestamp{"regatta_last_save_timestamp_seconds", Type::gauge,
+                                            "Unix time at which the job last saved; its start before that."};
 inline constexpr Metric last_step_timestamp{
     "regatta_last_step_timestamp_seconds", Type::gauge,
     "Unix time at which the last step ended; the start of the job before that."};

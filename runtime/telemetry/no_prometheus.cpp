@@ -19,6 +19,8 @@ Telemetry::~Telemetry() = default;
 
 void Telemetry::record(const StepReport&, std::span<const ParamReport>, const TrainerFacts&) {}
 
+void Telemetry::saved() {}
+
 const std::string& Telemetry::address() const { return impl_->address; }
 
 std::string Telemetry::page() const { return {}; }

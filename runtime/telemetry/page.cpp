@@ -93,6 +93,8 @@ void add_communication(Page& page, const Snapshot& s) {
 std::string metrics_page(const Snapshot& s, const PageFacts& facts) {
   Page page(facts.labels);
   page.add(metrics::info, 1, facts.info);
+  page.add(metrics::world_size, facts.world_size);
+  page.add(metrics::last_save_timestamp, s.last_save_timestamp);
   page.add(metrics::last_step_timestamp, s.last_step_timestamp);
   page.add(metrics::steps, static_cast<double>(s.report.step));
   page.add(metrics::skipped_steps, static_cast<double>(s.report.skipped_steps));

@@ -14,6 +14,7 @@ using Labels = std::vector<std::pair<std::string, std::string>>;
 struct PageFacts {
   Labels labels;  ///< of every metric
   Labels info;    ///< of the info metric, besides
+  int world_size = 1;
   std::int64_t state_bytes = 0;
 };
 

@@ -164,7 +164,8 @@ Telemetry::Telemetry(TelemetrySettings settings, const TelemetryIdentity& identi
                   {"mesh", identity.mesh.text()},
                   {"transport", identity.transport}};
   s.facts.state_bytes = identity.state_bytes;
-  s.totals.last_step_timestamp = now_seconds();
+  s.facts.world_size = transport.world_size();
+  s.totals.last_step_timestamp = s.totals.last_save_timestamp = now_seconds();
   s.exchange.back() = s.totals;
   s.exchange.publish();
 
@@ -233,6 +234,12 @@ void Telemetry::record(const StepReport& report, std::span<const ParamReport> pa
   s.times.wait_exchange_seconds += t.wait_exchange_seconds;
   s.times.wait_gather_seconds += t.wait_gather_seconds;
   impl_->exchange.back() = s;
+  impl_->exchange.publish();
+}
+
+void Telemetry::saved() {
+  impl_->totals.last_save_timestamp = now_seconds();
+  impl_->exchange.back() = impl_->totals;
   impl_->exchange.publish();
 }
 

@@ -65,6 +65,9 @@ class Telemetry {
 
   void record(const StepReport& report, std::span<const ParamReport> params, const TrainerFacts& facts);
 
+  /// The job has saved what it would need to go on, or its result.
+  void saved();
+
   /// "127.0.0.1:9464"; empty when nothing is served.
   const std::string& address() const;
   /// The page as a scrape gets it.
