@@ -274,7 +274,8 @@ std::vector<int> Plan::voted_params(int rank) const {
 }
 
 std::int64_t Plan::vote_bytes(int rank) const {
-  return vote_flag_bytes + vote_bytes_per_param * static_cast<std::int64_t>(voted_params(rank).size());
+  return vote_flag_bytes + (rank == 0 ? vote_command_bytes : 0) +
+         vote_bytes_per_param * static_cast<std::int64_t>(voted_params(rank).size());
 }
 
 std::int64_t Plan::figure_bytes(int rank) const {

@@ -85,9 +85,11 @@ struct WireBytes {
   bool operator==(const WireBytes&) const = default;
 };
 
-/// Bytes of a partial sum of one parameter's squared gradients, and of the flags, in a rank's vote.
+/// Bytes of a partial sum of one parameter's squared gradients, and of the flags, in a rank's vote; rank 0's also has
+/// room for a command to all ranks.
 inline constexpr std::int64_t vote_bytes_per_param = 32;
 inline constexpr std::int64_t vote_flag_bytes = 16;
+inline constexpr std::int64_t vote_command_bytes = 64;
 
 class Plan {
  public:

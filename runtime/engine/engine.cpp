@@ -7,8 +7,9 @@
 
 namespace regatta {
 
-StepReport Engine::step(double lr) {
+StepReport Engine::step(double scheduled_lr) {
   Impl& s = *impl_;
+  const double lr = s.commanded_lr.value_or(scheduled_lr);
   StepReport report = s.start_report(lr);
   Stopwatch total, phase;
 
@@ -16,8 +17,10 @@ StepReport Engine::step(double lr) {
   report.times.grad_comm_seconds = static_cast<double>(s.gradients.busy_ns()) * 1e-9;
   report.times.wait_grad_seconds = phase.lap();
 
-  s.vote.send(*s.world, s.gradients.figures()).wait();
+  s.vote.send(*s.world, s.gradients.figures(), s.pending).wait();
+  s.pending = {};
   s.vote.count();
+  report.command = s.vote.command();
   report.times.vote_seconds = phase.lap();
 
   if (s.vote.culprit() >= 0) {
@@ -36,7 +39,9 @@ StepReport Engine::step(double lr) {
     s.collect_health(report);
     report.step = ++s.step_count;
   }
+  s.last_lr = lr;
   s.adapt_loss_scale(report.skipped);
+  if (report.command.kind == Command::Kind::set) apply(report.command);
   s.gradients.begin_step();
   report.times.step_seconds = total.lap();
   s.count_bytes(report);
@@ -45,7 +50,7 @@ StepReport Engine::step(double lr) {
 
 void Engine::Impl::set_infos(double lr, double clip_factor) {
   for (std::size_t g = 0; g < groups.size(); ++g)
-    infos[g] = {lr * groups[g].lr_scale, step_count + 1, static_cast<float>(clip_factor / loss_scale)};
+    infos[g] = {group_lr(static_cast<int>(g), lr), step_count + 1, static_cast<float>(clip_factor / loss_scale)};
 }
 
 void Engine::Impl::bind_gradients() {

@@ -112,6 +112,17 @@ class Engine {
   /// Collective. Parameters without a gradient in this step count as zero gradients.
   StepReport step(double lr);
 
+  /// On rank 0: sends `command` to all ranks with the next step. Its settings hold on every rank from the step after
+  /// that, which also StepReport::command says. Throws Error(invalid_argument) on what cannot be, and when a command is
+  /// waiting already.
+  void post(const Command& command);
+  /// What the settings of `command` would change, by group; throws Error(invalid_argument) on what cannot be.
+  std::vector<SettingChange> changes_of(const Command& command) const;
+  /// Applies settings between two steps. Collective in effect: every rank makes the same call at the same point.
+  void apply(const Command& command);
+  /// With the rules as commands have changed them.
+  const std::vector<Group>& groups() const;
+
   /// Every parameter's figures of the last step that was not skipped; valid until the next step.
   std::span<const ParamReport> param_reports() const;
 

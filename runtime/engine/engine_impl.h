@@ -2,6 +2,7 @@
 // The inside of an Engine, shared by its source files and nobody else.
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -60,6 +61,11 @@ struct Engine::Impl {
   StepBytes sent_bytes() const;
   void count_bytes(StepReport& report);
 
+  // Commands (commands.cpp).
+  void find_changes(const Command& command, std::vector<SettingChange>& changes, std::vector<Group>& changed) const;
+  void refresh_rules();
+  double group_lr(int group, double lr) const { return own_lr[group].value_or(lr * groups[group].lr_scale); }
+
   std::vector<Param> params;
   std::vector<Group> groups;
   EngineOptions options;
@@ -78,7 +84,11 @@ struct Engine::Impl {
   std::vector<std::unique_ptr<LineExchange>> exchanges;  // by round
   int rounds = 0;
 
-  std::vector<StepInfo> infos;  // by group
+  std::vector<StepInfo> infos;                // by group
+  Command pending;                            // rank 0's, for the next vote
+  std::optional<double> commanded_lr;         // in place of step()'s
+  std::vector<std::optional<double>> own_lr;  // by group, in place of that
+  std::optional<double> last_lr;              // of the last step
   // Health figures of parameters, as they travel: those of each rank's voted parameters, one rank after another.
   std::vector<kernels::SweepHealth> own_health, all_health, param_health;
   std::vector<std::int64_t> health_bytes;

@@ -67,7 +67,8 @@ StepReport Engine::Impl::start_report(double lr) const {
   report.skipped_steps = skipped_steps;
   report.lr = lr;
   report.loss_scale = loss_scale;
-  for (const Group& group : groups) report.groups.push_back({.name = group.name, .lr = lr * group.lr_scale});
+  for (std::size_t g = 0; g < groups.size(); ++g)
+    report.groups.push_back({.name = groups[g].name, .lr = group_lr(static_cast<int>(g), lr)});
   for (std::size_t p = 0; p < params.size(); ++p)
     for (const MatrixShape& block : plan.params()[p].blocks) report.groups[params[p].group].numel += block.numel();
   return report;

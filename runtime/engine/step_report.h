@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "runtime/engine/command.h"
+
 namespace regatta {
 
 /// Figures of one parameter group over all its parameters on all ranks.
@@ -70,10 +72,11 @@ struct StepReport {
   bool skipped = false;            ///< a gradient was not finite; no state was touched
   std::string culprit;             ///< first parameter with a non-finite gradient, when skipped
   std::int64_t skipped_steps = 0;  ///< so far
-  double lr = 0;
-  double grad_norm = 0;  ///< global, before clipping, loss scale removed; replicated parameters counted once
+  double lr = 0;                   ///< as given to step(), or by a command in its place; groups may have others
+  double grad_norm = 0;            ///< global, before clipping, loss scale removed; replicated parameters counted once
   double clip_factor = 1;
   double loss_scale = 1;  ///< the one this step's gradients carried
+  Command command;        ///< that came with this step and holds from the next one on
   std::vector<GroupReport> groups;
   StepTimes times;
   StepBytes bytes;

@@ -60,10 +60,11 @@ def check_by_hand():
     for rank in range(4):  # half of each rank's 16 + 16 + 6 elements travels either way
         assert (wire[rank]["reduce_scatter"], wire[rank]["all_gather"]) == (76, 76), wire
     assert chosen["exchange_by_rank"] == [3 * 24 + 3 * 4 + 24 + 4] * 4
-    # Flags, two or (on tp rank 0, where the replicated vector counts) three parameters, two groups; to three others.
-    assert [w["vote"] for w in wire] == [3 * (16 + n * 32 + 2 * 48) for n in (3, 2, 3, 2)]
+    # Flags, two or (on tp rank 0, where the replicated vector counts) three parameters and their figures, and on rank 0 the
+    # room for a command; to three others.
+    assert [w["vote"] for w in wire] == [3 * (16 + n * (32 + 48) + c) for n, c in ((3, 64), (2, 0), (3, 0), (2, 0))]
     assert adamw["exchange_by_rank"] == [0] * 4
-    assert adamw["most"]["wire_bytes"]["vote"] == 3 * (16 + 3 * 32 + 48)
+    assert adamw["most"]["wire_bytes"]["vote"] == 3 * (16 + 3 * (32 + 48) + 64)
     # Ranks 0 and 1 own a matrix each: they return three pieces of 8 elements and send one of the other's; the rest send two.
     assert muon["exchange_by_rank"] == [4 * (3 * 8 + 8), 4 * (3 * 8 + 8), 4 * 2 * 8, 4 * 2 * 8]
     assert muon["sum"]["wire_bytes"]["exchange"] == 2 * 2 * 3 * 32  # 2 (k-1)/k N elements of 4 bytes, twice

@@ -201,7 +201,8 @@ TEST(ViewBytes, GradientsParametersAndVote) {  // the columns beside the table
   for (int rank = 0; rank < P * T; ++rank) {
     EXPECT_EQ(counted[rank].reduce_scatter, local - local / P);
     EXPECT_EQ(counted[rank].all_gather, (P - 1) * local / P);
-    EXPECT_EQ(counted[rank].vote, (P * T - 1) * (16 + 32 + 48));  // flags, one parameter, one group
+    EXPECT_EQ(counted[rank].vote,
+              (P * T - 1) * (16 + 32 + 48 + (rank == 0 ? 64 : 0)));  // flags, one parameter, its figures; a command
   }
 }
 
