@@ -90,6 +90,11 @@ void add_training_flags(CLI::App& command, Options& o) {
       ->capture_default_str()
       ->check(CLI::IsMember({"constant", "linear", "cosine"}))
       ->group(group);
+  command
+      .add_option("--lr-at", o.lr_at,
+                  "STEP=VALUE: from that step on the schedule gives VALUE, as after `regatta ctl ADDRESS set lr=VALUE`")
+      ->take_all()
+      ->group(group);
   command.add_option("--warmup", o.schedule.warmup, "Steps of linear warm-up")->capture_default_str()->group(group);
   command.add_option("--final-lr-ratio", o.schedule.final_ratio, "Part of the learning rate that decay ends at")
       ->capture_default_str()
@@ -137,6 +142,24 @@ void add_metrics_flags(CLI::App& command, TelemetrySettings& metrics) {
       ->group(group);
 }
 
+void add_control_flags(CLI::App& command, Options& o) {
+  const char* group = "Control";
+  command
+      .add_option("--control-address", o.control.address,
+                  "HOST:PORT that regatta ctl talks to, on rank 0; port 0 takes a free one. OUT/control.address has it")
+      ->group(group);
+  command.add_option("--control-audit", o.control_audit, "Log of all commands; OUT/audit.jsonl by default")
+      ->group(group);
+  command
+      .add_option("--control-token-file", o.control.token_file,
+                  "Clients must know the token in this file; with the TLS flags, addresses of other machines are served")
+      ->group(group);
+  command.add_option("--control-tls-cert", o.control.tls_cert, "PEM certificate of the service")->group(group);
+  command.add_option("--control-tls-key", o.control.tls_key, "PEM key of the service")->group(group);
+  command.add_option("--control-tls-ca", o.control.tls_ca, "PEM certificate of the authority that signs clients")
+      ->group(group);
+}
+
 }  // namespace
 
 void add_finetune(CLI::App& app) {
@@ -157,6 +180,7 @@ void add_finetune(CLI::App& app) {
   add_training_flags(*command, *options);
   add_rank_flags(*command, *options);
   add_metrics_flags(*command, options->metrics);
+  add_control_flags(*command, *options);
   command->add_option("--out", options->out, "Folder for the results")->group("Output");
   command->add_flag("--json", options->json, "Also a summary as one JSON document on stdout")->group("Output");
   command->add_option("--config", options->config, "TOML file of flags, NAME = VALUE; the command line wins")

@@ -10,6 +10,7 @@
 
 #include "cli/finetune/job.h"
 #include "cli/finetune/totals.h"
+#include "runtime/control/steering.h"
 #include "runtime/engine/engine.h"
 #include "runtime/telemetry/telemetry.h"
 #include "runtime/torch/adapter.h"
@@ -27,8 +28,9 @@ struct Observer {
 
 class Trainer {
  public:
-  /// The job must outlive the trainer.
-  Trainer(Job& job, const sharding::Mesh& mesh, Transport& transport);
+  /// The job must outlive the trainer, and so must the mailbox and the audit log, which only rank 0 may have.
+  Trainer(Job& job, const sharding::Mesh& mesh, Transport& transport, control::Mailbox* mailbox = nullptr,
+          control::AuditLog* audit = nullptr);
   /// Trains, evaluates and writes the weights.
   Summary run(const Observer& observer);
 
@@ -45,6 +47,7 @@ class Trainer {
   sharding::Mesh mesh_;
   Engine engine_;
   EngineAttachment attachment_;
+  control::Steering steering_;
   std::unique_ptr<Telemetry> telemetry_;
   int skipped_in_a_row_ = 0;
 };
