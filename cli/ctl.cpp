@@ -37,14 +37,20 @@ v1::SetHyperparametersRequest request_of(const Flags& flags) {
                                                     : std::from_chars(text.data() + equals + 1, end, value);
     if (parsed.ec != std::errc() || parsed.ptr != end)
       throw Error(Code::invalid_argument, "'" + text + "' is not NAME=NUMBER, such as lr=0.001");
-    if (name == "lr") request.set_lr(value);
-    else if (name == "weight_decay") request.set_weight_decay(value);
-    else if (name == "momentum") request.set_momentum(value);
-    else if (name == "rho") request.set_rho(value);
-    else if (name == "clip") request.set_clip(value);
+    if (name == "lr")
+      request.set_lr(value);
+    else if (name == "weight_decay")
+      request.set_weight_decay(value);
+    else if (name == "momentum")
+      request.set_momentum(value);
+    else if (name == "rho")
+      request.set_rho(value);
+    else if (name == "clip")
+      request.set_clip(value);
     else
-      throw Error(Code::invalid_argument, "'" + name + "' cannot be changed in a running job; expected lr, weight_decay, "
-                                                       "momentum, rho or clip");
+      throw Error(Code::invalid_argument, "'" + name +
+                                              "' cannot be changed in a running job; expected lr, weight_decay, "
+                                              "momentum, rho or clip");
   }
   return request;
 }

@@ -151,8 +151,9 @@ void add_control_flags(CLI::App& command, Options& o) {
   command.add_option("--control-audit", o.control_audit, "Log of all commands; OUT/audit.jsonl by default")
       ->group(group);
   command
-      .add_option("--control-token-file", o.control.token_file,
-                  "Clients must know the token in this file; with the TLS flags, addresses of other machines are served")
+      .add_option(
+          "--control-token-file", o.control.token_file,
+          "Clients must know the token in this file; with the TLS flags, addresses of other machines are served")
       ->group(group);
   command.add_option("--control-tls-cert", o.control.tls_cert, "PEM certificate of the service")->group(group);
   command.add_option("--control-tls-key", o.control.tls_key, "PEM key of the service")->group(group);

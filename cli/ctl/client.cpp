@@ -37,8 +37,8 @@ std::shared_ptr<grpc::Channel> connect(const CtlSettings& s) {
   if (!s.tls_name.empty()) arguments.SetSslTargetNameOverride(s.tls_name);
   return grpc::CreateCustomChannel(
       s.address,
-      grpc::SslCredentials({contents(s.tls_ca, "--tls-ca"), contents(s.tls_key, "--tls-key"),
-                            contents(s.tls_cert, "--tls-cert")}),
+      grpc::SslCredentials(
+          {contents(s.tls_ca, "--tls-ca"), contents(s.tls_key, "--tls-key"), contents(s.tls_cert, "--tls-cert")}),
       arguments);
 }
 
@@ -52,7 +52,8 @@ std::string user_and_host() {
 }  // namespace
 
 CtlClient::CtlClient(const CtlSettings& settings) : settings_(settings) {
-  if (std::getenv("GRPC_VERBOSITY") == nullptr) gpr_set_log_function([](gpr_log_func_args*) {});  // errors are told once
+  if (std::getenv("GRPC_VERBOSITY") == nullptr)
+    gpr_set_log_function([](gpr_log_func_args*) {});  // errors are told once
   if (!settings.token_file.empty()) {
     token_ = contents(settings.token_file, "--token-file");
     while (!token_.empty() && (token_.back() == '\n' || token_.back() == '\r' || token_.back() == ' '))
@@ -76,9 +77,10 @@ void CtlClient::require(const grpc::Status& status) const {
     case grpc::StatusCode::OK: return;
     case grpc::StatusCode::INVALID_ARGUMENT: throw Error(Code::invalid_argument, why);
     case grpc::StatusCode::UNAVAILABLE:
-      throw Error(Code::transport, "no job answers at " + settings_.address + " (" + why +
-                                       "); expected one that runs with --control-address, and the TLS flags that it asks "
-                                       "for");
+      throw Error(Code::transport,
+                  "no job answers at " + settings_.address + " (" + why +
+                      "); expected one that runs with --control-address, and the TLS flags that it asks "
+                      "for");
     case grpc::StatusCode::DEADLINE_EXCEEDED:
       throw Error(Code::timeout, "no answer from " + settings_.address +
                                      " in time; a command that was sent may still be applied, as the job's audit log "

@@ -14,7 +14,7 @@ struct CtlSettings {
   std::string address;
   std::string token_file;
   std::string tls_cert, tls_key, tls_ca;
-  std::string tls_name;       ///< that the certificate must have, when it is not ADDRESS' host
+  std::string tls_name;        ///< that the certificate must have, when it is not ADDRESS' host
   double timeout_seconds = 0;  ///< 0: by the kind of call
 };
 

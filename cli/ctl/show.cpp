@@ -50,8 +50,8 @@ std::string step_line(const v1::Step& step) {
                      step.skipped() ? "  skipped: " + step.culprit() : "");
 }
 
-const std::string heading = fmt::format("{:>9} {:>10} {:>11} {:>11} {:>9} {:>11}", "step", "loss", "lr", "grad norm",
-                                        "seconds", "tokens/s");
+const std::string heading =
+    fmt::format("{:>9} {:>10} {:>11} {:>11} {:>9} {:>11}", "step", "loss", "lr", "grad norm", "seconds", "tokens/s");
 
 }  // namespace
 
@@ -92,8 +92,7 @@ std::string json_text(const v1::CommandReply& reply) {
                        {"name", change.name()},
                        {"from", change.has_from() ? ordered_json(change.from()) : ordered_json()},
                        {"to", change.to()}});
-  return ordered_json{
-      {"applies_at_step", reply.applies_at_step()}, {"dry_run", reply.dry_run()}, {"changes", changes}}
+  return ordered_json{{"applies_at_step", reply.applies_at_step()}, {"dry_run", reply.dry_run()}, {"changes", changes}}
       .dump();
 }
 
@@ -105,10 +104,11 @@ std::string plain_text(const v1::Status& status) {
   text += status.clip() > 0 ? fmt::format("  clip {:g}\n", status.clip()) : std::string("  no clipping\n");
   if (!status.has_last_step()) return text + fmt::format("  no step of {} made yet\n", status.steps());
   const v1::Step& step = status.last_step();
-  return text + fmt::format("  step {} of {}: loss {:.4f}, lr {:g}, gradient norm {:.4g}, {:.3f} s, {:.0f} tokens/s, {} "
-                            "skipped so far\n",
-                            step.step(), status.steps(), step.loss(), step.lr(), step.grad_norm(), step.seconds(),
-                            step.tokens_per_second(), step.skipped_steps());
+  return text + fmt::format(
+                    "  step {} of {}: loss {:.4f}, lr {:g}, gradient norm {:.4g}, {:.3f} s, {:.0f} tokens/s, {} "
+                    "skipped so far\n",
+                    step.step(), status.steps(), step.loss(), step.lr(), step.grad_norm(), step.seconds(),
+                    step.tokens_per_second(), step.skipped_steps());
 }
 
 std::string plain_text(const v1::Plan& plan) {
@@ -123,8 +123,8 @@ std::string plain_text(const v1::Plan& plan) {
 }
 
 std::string plain_text(const v1::CommandReply& reply, const std::string& done) {
-  std::string text = fmt::format("{}{} step {}\n", reply.dry_run() ? "not sent; would be " : "", done,
-                                 reply.applies_at_step());
+  std::string text =
+      fmt::format("{}{} step {}\n", reply.dry_run() ? "not sent; would be " : "", done, reply.applies_at_step());
   for (const v1::Change& change : reply.changes())
     text += fmt::format("  {}{}: {} -> {}\n", change.group().empty() ? "" : change.group() + " ", change.name(),
                         change.has_from() ? fmt::format("{}", change.from()) : "by the schedule", change.to());

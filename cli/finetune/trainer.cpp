@@ -156,8 +156,8 @@ Summary Trainer::run(const Observer& observer) {
     check_progress(record);
     const double seconds = record.phases.all();
     if (steering_.after_step({record.step, record.loss, seconds,
-                              static_cast<double>(summary.tokens_per_step) / std::max(seconds, 1e-9),
-                              record.report}) == control::Steering::Next::drain) {
+                              static_cast<double>(summary.tokens_per_step) / std::max(seconds, 1e-9), record.report}) ==
+        control::Steering::Next::drain) {
       if (observer.warned)
         observer.warned("drained after step " + std::to_string(record.step) + " of " + std::to_string(options_.steps));
       break;

@@ -38,7 +38,8 @@ const char* name_of(Command::Kind kind) {
 
 AuditLog::AuditLog(const std::string& path) : path_(path), file_(path, std::ios::app) {
   if (!file_)
-    throw Error(Code::invalid_argument, "the audit log " + path + " does not open; expected a path that can be written");
+    throw Error(Code::invalid_argument,
+                "the audit log " + path + " does not open; expected a path that can be written");
 }
 
 void AuditLog::write(const Request& request, const Answer& answer) {

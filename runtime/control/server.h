@@ -1,7 +1,8 @@
 #pragma once
 // The control service of a job, on rank 0: gRPC with health checking and reflection. Serves only loopback addresses
-// unless it is given a certificate, a key, the authority that signs its clients, and a token; then every client must show
-// a certificate and the token. Requests are answered by the mailbox's other end; no thread here touches the engine.
+// unless it is given a certificate, a key, the authority that signs its clients, and a token; then every client must
+// show a certificate and the token. Requests are answered by the mailbox's other end; no thread here touches the
+// engine.
 
 #include <memory>
 #include <string>
@@ -11,13 +12,13 @@
 namespace regatta::control {
 
 struct ServerSettings {
-  std::string address;  ///< HOST:PORT; port 0 takes a free one
+  std::string address;                    ///< HOST:PORT; port 0 takes a free one
   std::string tls_cert, tls_key, tls_ca;  ///< PEM files; all or none
   std::string token_file;
 };
 
-/// True when HOST of HOST:PORT is this machine itself: 127.x.x.x, ::1 or localhost. Throws Error(invalid_argument) on what
-/// is no HOST:PORT.
+/// True when HOST of HOST:PORT is this machine itself: 127.x.x.x, ::1 or localhost. Throws Error(invalid_argument) on
+/// what is no HOST:PORT.
 bool is_loopback(const std::string& address);
 
 /// Throws Error(invalid_argument) with one sentence on settings that cannot be, without opening anything.

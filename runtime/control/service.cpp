@@ -95,8 +95,8 @@ grpc::Status Service::WatchSteps(grpc::ServerContext* context, const v1::WatchSt
           if (!watcher->dropped()) return grpc::Status::CANCELLED;
           [[fallthrough]];
         case Watcher::Got::dropped:
-          return {grpc::StatusCode::RESOURCE_EXHAUSTED, "this reader fell " + std::to_string(Watcher::capacity) +
-                                                            " steps behind and was dropped"};
+          return {grpc::StatusCode::RESOURCE_EXHAUSTED,
+                  "this reader fell " + std::to_string(Watcher::capacity) + " steps behind and was dropped"};
       }
     }
     return grpc::Status::CANCELLED;

@@ -39,8 +39,9 @@ void check(const ServerSettings& s) {
   const bool loopback = is_loopback(s.address);
   const bool tls = !s.tls_cert.empty() && !s.tls_key.empty() && !s.tls_ca.empty();
   if (!tls && !(s.tls_cert.empty() && s.tls_key.empty() && s.tls_ca.empty()))
-    refuse("mutual TLS needs a certificate, its key and the clients' authority: --control-tls-cert, --control-tls-key and "
-           "--control-tls-ca go together");
+    refuse(
+        "mutual TLS needs a certificate, its key and the clients' authority: --control-tls-cert, --control-tls-key and "
+        "--control-tls-ca go together");
   if (!loopback && !(tls && !s.token_file.empty()))
     refuse("the control address " + s.address +
            " can be reached from other machines; that needs mutual TLS (--control-tls-cert, --control-tls-key, "

@@ -4,7 +4,8 @@ namespace regatta::control {
 
 namespace {
 
-// How often rank 0 tells the others that the job is still paused; they wait for that, so it must be far below any deadline.
+// How often rank 0 tells the others that the job is still paused; they wait for that, so it must be far below any
+// deadline.
 constexpr std::chrono::milliseconds pause_beat{50};
 
 }  // namespace
@@ -15,8 +16,8 @@ Steering::Steering(Engine& engine, Transport& transport, Mailbox* mailbox, Audit
 void Steering::start(std::int64_t steps) {
   steps_ = steps;
   if (!mailbox_) return;
-  JobFacts job{steps, transport_.world_size(), engine_.plan().mesh().text(), {}, engine_.plan().text(),
-               engine_.plan().fingerprint()};
+  JobFacts job{steps, transport_.world_size(), engine_.plan().mesh().text(),
+               {},    engine_.plan().text(),   engine_.plan().fingerprint()};
   for (int rank = 0; rank < transport_.world_size(); ++rank) job.ranks.push_back(engine_.plan().wire_bytes(rank));
   show_groups();
   mailbox_->start(std::move(job));
@@ -24,7 +25,8 @@ void Steering::start(std::int64_t steps) {
 
 void Steering::show_groups() {
   std::vector<GroupFacts> groups;
-  for (const Group& group : engine_.groups()) groups.push_back({group.name, group.rule->settings_text(), group.lr_scale});
+  for (const Group& group : engine_.groups())
+    groups.push_back({group.name, group.rule->settings_text(), group.lr_scale});
   mailbox_->set_groups(std::move(groups), engine_.options().clip);
 }
 
@@ -53,7 +55,8 @@ std::optional<Request> Steering::next_request(bool paused, std::chrono::millisec
             known += (g > 0 ? ", " : "") + groups[g].name;
           }
           if (command.group == Command::all_groups)
-            throw Error(Code::invalid_argument, "there is no group \"" + request->group + "\"; the groups are " + known);
+            throw Error(Code::invalid_argument,
+                        "there is no group \"" + request->group + "\"; the groups are " + known);
         }
         its_changes_ = engine_.changes_of(command);
         if (!request->dry_run) return request;

@@ -1,6 +1,6 @@
 #pragma once
-// What the training loop does about commands, on every rank: rank 0 puts requests into the votes of steps, and all ranks
-// act on what the votes brought, between the same two steps. Driven by the rank's thread; calls are collective.
+// What the training loop does about commands, on every rank: rank 0 puts requests into the votes of steps, and all
+// ranks act on what the votes brought, between the same two steps. Driven by the rank's thread; calls are collective.
 //
 //     Steering steering(engine, transport, mailbox, audit);   // mailbox and audit are null except on rank 0
 //     steering.start(job)

@@ -22,10 +22,11 @@ using namespace std::chrono_literals;
 // Answers every command at step 7, as a rank's thread would.
 class MadeUpJob {
  public:
-  explicit MadeUpJob(Mailbox& mailbox) : thread_([&mailbox](const std::stop_token& stop) {
-      while (!stop.stop_requested())
-        if (const auto request = mailbox.take(10ms)) mailbox.answer(request->command.number, {.step = 7});
-    }) {}
+  explicit MadeUpJob(Mailbox& mailbox)
+      : thread_([&mailbox](const std::stop_token& stop) {
+          while (!stop.stop_requested())
+            if (const auto request = mailbox.take(10ms)) mailbox.answer(request->command.number, {.step = 7});
+        }) {}
 
  private:
   std::jthread thread_;
@@ -80,10 +81,14 @@ TEST_F(ControlServer, OversizedMessagesAreRefusedAndTheNextOneIsServed) {
 TEST_F(ControlServer, SlowReadersAreDroppedAndPublishingNeverWaits) {
   Server server({.address = "127.0.0.1:0"}, mailbox_);
   const auto client = stub(server.address());
+  grpc::ChannelArguments small_window;  // otherwise the library buffers megabytes for a reader that does not read
+  small_window.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  const auto slow_client = v1::Control::NewStub(
+      grpc::CreateCustomChannel(server.address(), grpc::InsecureChannelCredentials(), small_window));
   grpc::ClientContext slow_context, quick_context;
   limit(slow_context);
   limit(quick_context);
-  const auto slow = client->WatchSteps(&slow_context, {});
+  const auto slow = slow_client->WatchSteps(&slow_context, {});
   const auto quick = client->WatchSteps(&quick_context, {});
   std::atomic<std::int64_t> read{0};
   std::thread reader([&] {
@@ -181,8 +186,7 @@ TEST(ControlSettings, OnlyLoopbackWithoutTlsAndToken) {
                               ":70", "127.0.0.1:x", "127.0.0.1:70000", "::1:70"})
     EXPECT_THROW(check({.address = address}), Error) << address;
   EXPECT_THROW(check({.address = "0.0.0.0:70", .tls_cert = "c", .tls_key = "k", .tls_ca = "a"}), Error);
-  EXPECT_NO_THROW(
-      check({.address = "0.0.0.0:70", .tls_cert = "c", .tls_key = "k", .tls_ca = "a", .token_file = "t"}));
+  EXPECT_NO_THROW(check({.address = "0.0.0.0:70", .tls_cert = "c", .tls_key = "k", .tls_ca = "a", .token_file = "t"}));
   EXPECT_THROW(check({.address = "127.0.0.1:70", .tls_cert = "c"}), Error);
 }
 
