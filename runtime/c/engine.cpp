@@ -107,8 +107,7 @@ int regatta_engine_param_block(regatta_engine* engine, int param, int block, reg
     regatta_engine& handle = built(engine, me);
     require(part, me, "part", "where to write it");
     index_in(param, handle.params.size(), me, "param", "parameters");
-    const std::vector<sharding::BlockPart> parts =
-        handle.engine->plan().local_parts(handle.transport->rank(), param);
+    const std::vector<sharding::BlockPart> parts = handle.engine->plan().local_parts(handle.transport->rank(), param);
     if (block < 0 || block >= static_cast<int>(parts.size()))
       refuse(std::string(me) + ": block is " + std::to_string(block) + "; parameter " + handle.params[param].name +
              " has " + std::to_string(parts.size()));
@@ -248,8 +247,7 @@ int regatta_engine_step_count(regatta_engine* engine, int64_t* step) {
 int regatta_engine_set_step_count(regatta_engine* engine, int64_t step) {
   return guarded([&] {
     regatta_engine& handle = built(engine, "regatta_engine_set_step_count");
-    if (step < 0)
-      refuse("regatta_engine_set_step_count: step is " + std::to_string(step) + "; expected 0 or more");
+    if (step < 0) refuse("regatta_engine_set_step_count: step is " + std::to_string(step) + "; expected 0 or more");
     handle.engine->set_step_count(step);
   });
 }

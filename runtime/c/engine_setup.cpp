@@ -50,20 +50,22 @@ void set_option(EngineOptions& options, const std::string& name, const std::stri
   constexpr int most = std::numeric_limits<int>::max();
   constexpr double largest = std::numeric_limits<double>::max();
   if (name == "mode") {
-    options.mode = choice_of(name, value, std::array{std::pair{"zero1", Mode::zero1}, std::pair{"zero2", Mode::zero2},
-                                                     std::pair{"sharded", Mode::sharded}});
+    options.mode = choice_of(name, value,
+                             std::array{std::pair{"zero1", Mode::zero1}, std::pair{"zero2", Mode::zero2},
+                                        std::pair{"sharded", Mode::sharded}});
   } else if (name == "cut") {
-    options.cut = choice_of(
-        name, value, std::array{std::pair{"element", sharding::Cut::element}, std::pair{"row", sharding::Cut::row},
-                                std::pair{"matrix", sharding::Cut::matrix}});
+    options.cut =
+        choice_of(name, value,
+                  std::array{std::pair{"element", sharding::Cut::element}, std::pair{"row", sharding::Cut::row},
+                             std::pair{"matrix", sharding::Cut::matrix}});
   } else if (name == "bucket_bytes") {
     options.bucket_bytes = number_of<std::int64_t>(name, value, 1, std::numeric_limits<std::int64_t>::max(),
                                                    "a whole number of at least 1");
   } else if (name == "micro_batches") {
     options.micro_batches = number_of(name, value, 1, most, "a whole number of at least 1");
   } else if (name == "accumulation") {
-    options.accumulation = choice_of(
-        name, value, std::array{std::pair{"sum", Accumulation::sum}, std::pair{"tree", Accumulation::tree}});
+    options.accumulation =
+        choice_of(name, value, std::array{std::pair{"sum", Accumulation::sum}, std::pair{"tree", Accumulation::tree}});
   } else if (name == "clip") {
     options.clip = number_of(name, value, 0.0, largest, "0 (off) or a norm above it");
   } else if (name == "non_finite") {
@@ -179,8 +181,7 @@ int regatta_engine_set_option(regatta_engine* engine, const char* name, const ch
 int regatta_engine_build(regatta_engine* engine) {
   return guarded([&] {
     regatta_engine& handle = unbuilt(engine, "regatta_engine_build");
-    auto built =
-        std::make_unique<Engine>(handle.params, handle.groups, handle.mesh, *handle.transport, handle.options);
+    auto built = std::make_unique<Engine>(handle.params, handle.groups, handle.mesh, *handle.transport, handle.options);
     handle.parts = built->state_parts();
     handle.plan_text = built->plan().text();
     for (const Group& group : handle.groups) handle.report.groups.push_back({.name = group.name});

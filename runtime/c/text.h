@@ -62,8 +62,7 @@ inline DType dtype_of_number(int dtype, const std::string& whose) {
   if (dtype == REGATTA_F32) return DType::f32;
   if (dtype == REGATTA_BF16) return DType::bf16;
   if (dtype == REGATTA_F16) return DType::f16;
-  refuse(whose + " is " + std::to_string(dtype) +
-         "; expected REGATTA_F32 (0), REGATTA_BF16 (1) or REGATTA_F16 (2)");
+  refuse(whose + " is " + std::to_string(dtype) + "; expected REGATTA_F32 (0), REGATTA_BF16 (1) or REGATTA_F16 (2)");
 }
 
 inline int number_of_dtype(DType dtype) {

@@ -144,12 +144,8 @@ static void run(job* of) {
 int main(void) {
   static job alone = {"dp=1", "", "zero1", 0, {0}};
   static job others[] = {
-      {"dp=2", "", "zero1", 0, {0}},
-      {"dp=2", NULL, "zero2", 0, {0}},
-      {"tp=2", "tp:1", "zero1", 0, {0}},
-      {"dp=2,tp=2", "tp:1", "zero1", 0, {0}},
-      {"dp=2", "dp:flat", "sharded", 0, {0}},
-      {"dp=1", "", "zero1", 3, {0}},
+      {"dp=2", "", "zero1", 0, {0}},          {"dp=2", NULL, "zero2", 0, {0}},        {"tp=2", "tp:1", "zero1", 0, {0}},
+      {"dp=2,tp=2", "tp:1", "zero1", 0, {0}}, {"dp=2", "dp:flat", "sharded", 0, {0}}, {"dp=1", "", "zero1", 3, {0}},
       {"dp=2,tp=2", "tp:1", "zero1", 3, {0}},
   };
   float moved_by = 0;

@@ -89,7 +89,8 @@ static void setting_up(regatta_transport* t) {
   REFUSED(regatta_engine_add_group(NULL, "g", "reg", NULL, 1, NULL), "regatta_engine_add_group: engine is NULL");
   REFUSED(regatta_engine_add_group(e, NULL, "reg", NULL, 1, NULL), "name is NULL");
   REFUSED(regatta_engine_add_group(e, "g", NULL, NULL, 1, NULL), "rule is NULL");
-  REFUSED(regatta_engine_add_group(e, "g", "sgd", NULL, 1, NULL), "there is no rule \"sgd\"; expected one of reg, adamw");
+  REFUSED(regatta_engine_add_group(e, "g", "sgd", NULL, 1, NULL),
+          "there is no rule \"sgd\"; expected one of reg, adamw");
   REFUSED(regatta_engine_add_group(e, "g", "reg", "beta1=0.9", 1, NULL), "rule reg has no setting \"beta1\"");
   REFUSED(regatta_engine_add_group(e, "g", "reg", "momentum=2", 1, NULL), "setting momentum of rule reg is \"2\"");
   REFUSED(regatta_engine_add_group(e, "g", "reg", "momentum", 1, NULL), "'momentum' is not NAME=VALUE");
@@ -103,7 +104,8 @@ static void setting_up(regatta_transport* t) {
   REFUSED(regatta_engine_add_param(e, "W", shape, -2, REGATTA_F32, NULL, 0, &n), "parameter W has -2 dims");
   REFUSED(regatta_engine_add_param(e, "W", negative, 2, REGATTA_F32, NULL, 0, &n), "every extent must be at least 1");
   REFUSED(regatta_engine_add_param(e, "W", huge, 2, REGATTA_F32, NULL, 0, &n), "has more than 4294967295 elements");
-  REFUSED(regatta_engine_add_param(e, "W", shape, 2, 9, NULL, 0, &n), "dtype of parameter W is 9; expected REGATTA_F32");
+  REFUSED(regatta_engine_add_param(e, "W", shape, 2, 9, NULL, 0, &n),
+          "dtype of parameter W is 9; expected REGATTA_F32");
   REFUSED(regatta_engine_add_param(e, "W", shape, 2, -1, NULL, 0, &n), "dtype of parameter W is -1");
   REFUSED(regatta_engine_add_param(e, "W", shape, 2, REGATTA_F32, "tp:7", 0, &n), "'tp:7' is not AXIS:0");
   REFUSED(regatta_engine_add_param(e, "W", shape, 2, REGATTA_F32, "tp:0,tp:1", 0, &n), "names axis tp twice");
@@ -124,7 +126,8 @@ static void setting_up(regatta_transport* t) {
   REFUSED(regatta_engine_set_option(e, NULL, "1"), "name is NULL");
   REFUSED(regatta_engine_set_option(e, "clip", NULL), "value is NULL");
   REFUSED(regatta_engine_set_option(e, "colour", "red"), "there is no option 'colour'; expected one of mode, cut");
-  REFUSED(regatta_engine_set_option(e, "mode", "zero3"), "option mode is 'zero3'; expected one of zero1, zero2, sharded");
+  REFUSED(regatta_engine_set_option(e, "mode", "zero3"),
+          "option mode is 'zero3'; expected one of zero1, zero2, sharded");
   REFUSED(regatta_engine_set_option(e, "cut", ""), "option cut is ''; expected one of element, row, matrix");
   REFUSED(regatta_engine_set_option(e, "bucket_bytes", "0"), "option bucket_bytes is '0'; expected a whole number");
   REFUSED(regatta_engine_set_option(e, "micro_batches", "-1"), "option micro_batches is '-1'");
@@ -138,7 +141,8 @@ static void setting_up(regatta_transport* t) {
   REFUSED(regatta_engine_set_option(e, "loss_scale_growth_interval", "x"), "option loss_scale_growth_interval is 'x'");
   REFUSED(regatta_engine_set_option(e, "loss_scale_smallest", "-2"), "option loss_scale_smallest is '-2'");
   REFUSED(regatta_engine_set_option(e, "momentum_dtype", "f16"), "expected one of f32, bf16");
-  REFUSED(regatta_engine_set_option(e, "threads", "0"), "option threads is '0'; expected a whole number from 1 to 4096");
+  REFUSED(regatta_engine_set_option(e, "threads", "0"),
+          "option threads is '0'; expected a whole number from 1 to 4096");
   REFUSED(regatta_engine_set_option(e, "threads", "2 "), "option threads is '2 '");
   OK(regatta_engine_add_param(e, "W", shape, 2, REGATTA_F32, NULL, 0, NULL));
   REFUSED(regatta_engine_build(e), "parameter W appears twice");
@@ -190,7 +194,8 @@ static void order_of_calls(regatta_transport* t) {
   REFUSED(regatta_engine_plan_fingerprint(e, &u), "not built yet");
   OK(regatta_engine_build(e));
   REFUSED(regatta_engine_build(e), "regatta_engine_build: the engine is built already");
-  REFUSED(regatta_engine_add_group(e, "h", "reg", NULL, 1, NULL), "regatta_engine_add_group: the engine is built already");
+  REFUSED(regatta_engine_add_group(e, "h", "reg", NULL, 1, NULL),
+          "regatta_engine_add_group: the engine is built already");
   REFUSED(regatta_engine_add_param(e, "V", shape, 2, REGATTA_F32, NULL, 0, NULL), "built already");
   REFUSED(regatta_engine_set_option(e, "clip", "1"), "built already");
   REFUSED(regatta_engine_set_grad_dtype(e, 0, REGATTA_F32), "built already");

@@ -11,8 +11,8 @@
 namespace regatta {
 
 /// This process's rank of the communicator. Collective over it; blocking; several may be made one after another and
-/// used at the same time. The communicator is duplicated: the caller's own messages cannot get in the way, and it may be
-/// freed at once.
+/// used at the same time. The communicator is duplicated: the caller's own messages cannot get in the way, and it may
+/// be freed at once.
 ///
 /// Throws Error(invalid_argument), on all ranks alike, when MPI was not initialised with MPI_THREAD_MULTIPLE: messages
 /// and notices travel on the communication thread beside the program's own calls. MPI that the program initialised is

@@ -30,7 +30,8 @@ class MpiSession {
   /// Lowest rank on the same host.
   int host_leader() const { return host_leader_; }
   /// A number alike on all ranks of the session, which none of their earlier root transports has. MPI may give a new
-  /// communicator the place of a freed one; what a dead transport left under way is told apart by its epoch. Collective.
+  /// communicator the place of a freed one; what a dead transport left under way is told apart by its epoch.
+  /// Collective.
   int next_epoch() const;
   /// Blocking, without a deadline: for starting up only.
   std::vector<std::string> gather(const std::string& mine) const;
