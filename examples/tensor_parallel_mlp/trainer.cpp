@@ -37,9 +37,7 @@ float noise(std::uint64_t n) {
   n = (n ^ (n >> 27)) * 0x94D049BB133111EBU;
   return static_cast<float>(static_cast<std::int32_t>((n ^ (n >> 31)) >> 32)) / 2147483648.0F;
 }
-
 float input(int sample, int i) { return noise(sample * inputs + i); }
-
 /// What is to be learnt.
 float target(int sample, int k) {
   const float a = input(sample, k), b = input(sample, k + 1), c = input(sample, (k + 4) % inputs);
@@ -68,9 +66,9 @@ class Optimizer {
     check(regatta_engine_add_group(engine_, "matrices", "reg", nullptr, 1.0, &matrices));
     check(regatta_engine_add_group(engine_, "biases", "adamw", "weight_decay=0", 0.1, &biases));
     for (Tensor* t : tensors_) {
-      const int dims = static_cast<int>(t->shape.size());
-      check(regatta_engine_add_param(engine_, t->name, t->shape.data(), dims, REGATTA_F32, t->placement,
-                                     dims > 1 ? matrices : biases, &t->id));
+      const int group = t->shape.size() > 1 ? matrices : biases;
+      check(regatta_engine_add_param(engine_, t->name, t->shape.data(), static_cast<int>(t->shape.size()), REGATTA_F32,
+                                     t->placement, group, &t->id));
     }
     check(regatta_engine_build(engine_));
     for (Tensor* t : tensors_) adopt(*t);
