@@ -116,6 +116,27 @@ void add_rank_flags(CLI::App& command, Options& o) {
       ->check(CLI::PositiveNumber);
 }
 
+void add_metrics_flags(CLI::App& command, TelemetrySettings& metrics) {
+  const char* group = "Metrics";
+  command
+      .add_option("--metrics-address", metrics.address,
+                  "HOST:PORT that Prometheus reads, on PORT + local rank; 127.0.0.1 is seen by this machine alone")
+      ->group(group);
+  command.add_option("--job", metrics.job, "Name of the job in metrics")->capture_default_str()->group(group);
+  command
+      .add_option("--metrics-discovery", metrics.discovery_dir,
+                  "Folder where the job writes JOB.json for Prometheus' file_sd")
+      ->group(group);
+  command.add_option("--metrics-push", metrics.push_address, "HOST:PORT of a push gateway, for short jobs")
+      ->group(group);
+  command
+      .add_option("--metrics-top", metrics.top_params,
+                  "Parameters that are named in metrics: those with the largest update RMS and line norm spread")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1000))
+      ->group(group);
+}
+
 }  // namespace
 
 void add_finetune(CLI::App& app) {
@@ -135,6 +156,7 @@ void add_finetune(CLI::App& app) {
   add_data_flags(*command, *options);
   add_training_flags(*command, *options);
   add_rank_flags(*command, *options);
+  add_metrics_flags(*command, options->metrics);
   command->add_option("--out", options->out, "Folder for the results")->group("Output");
   command->add_flag("--json", options->json, "Also a summary as one JSON document on stdout")->group("Output");
   command->add_option("--config", options->config, "TOML file of flags, NAME = VALUE; the command line wins")

@@ -277,10 +277,14 @@ std::int64_t Plan::vote_bytes(int rank) const {
   return vote_flag_bytes + vote_bytes_per_param * static_cast<std::int64_t>(voted_params(rank).size());
 }
 
+std::int64_t Plan::figure_bytes(int rank) const {
+  return options_.figure_bytes * static_cast<std::int64_t>(voted_params(rank).size());
+}
+
 WireBytes Plan::wire_bytes(int rank) const {
   WireBytes bytes;
   const std::int64_t others = mesh_.world_size() - 1;
-  bytes.vote = others * (vote_bytes(rank) + options_.figure_bytes);
+  bytes.vote = others * (vote_bytes(rank) + figure_bytes(rank));
   if (!options_.sharded) {
     const int dp = mesh_.size("dp"), me = mesh_.coordinate(rank, "dp");
     for (const BucketLayout& bucket : layouts_[rank].buckets) {

@@ -39,7 +39,7 @@ struct PlanOptions {
   bool sharded = false;             ///< the trainer shards over dp itself; otherwise the engine cuts buckets over dp
   int reductions_per_step = 1;      ///< zero2 reduces every micro-batch
   bool accumulates_in_f32 = false;  ///< several micro-batches add up in fp32 before they travel
-  std::int64_t figure_bytes = 0;    ///< per rank: health figures gathered at the end of a step
+  std::int64_t figure_bytes = 0;    ///< per parameter a rank votes on: health figures gathered at the end of a step
 };
 
 /// A rank's run of one block and where it lies.
@@ -112,6 +112,7 @@ class Plan {
   /// only.
   std::vector<int> voted_params(int rank) const;
   std::int64_t vote_bytes(int rank) const;
+  std::int64_t figure_bytes(int rank) const;
 
   /// True on the one rank among replicas whose part counts.
   bool primary(int rank, int param) const;

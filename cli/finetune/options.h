@@ -11,6 +11,7 @@
 #include "cli/rule_flags.h"
 #include "runtime/engine/engine.h"
 #include "runtime/rules/schedule.h"
+#include "runtime/telemetry/telemetry.h"
 #include "sharding/mesh.h"
 
 namespace regatta::finetune {
@@ -36,6 +37,7 @@ struct Options {
   bool bucket_bytes_given = false;  ///< otherwise they follow the size of the model
   EngineOptions engine;             ///< from engine_flags and others, by complete()
   double deadline_seconds = 600;
+  TelemetrySettings metrics;
   std::string out;
   std::string config;
   bool json = false;

@@ -28,6 +28,10 @@ Trainer::Trainer(Job& job, const sharding::Mesh& mesh, Transport& transport)
       engine_(job.params, job.groups, mesh, transport, job.options.engine),
       attachment_(job.module_params, engine_) {
   job.model->join(TensorGroup::make(transport, mesh));
+  if (options_.metrics.wanted()) {
+    const TelemetryIdentity identity{mesh, options_.rules.rule, options_.transport, engine_.state_bytes()};
+    telemetry_ = std::make_unique<Telemetry>(options_.metrics, identity, transport);
+  }
 }
 
 std::vector<std::vector<double>> Trainer::gather(const std::vector<double>& mine, std::string_view label) {
@@ -71,6 +75,11 @@ StepRecord Trainer::train_step(std::int64_t step) {
   }
   for (const double loss : by_index) record.loss += loss;
   record.loss /= static_cast<double>(all);
+  if (telemetry_) {
+    telemetry_->record(record.report, engine_.param_reports(),
+                       {record.loss, options_.global_batch * options_.seq, record.phases.data, record.phases.forward,
+                        record.phases.backward});
+  }
   return record;
 }
 
@@ -148,6 +157,7 @@ Summary Trainer::run(const Observer& observer) {
   }
   if (mesh_.coordinate(transport_.rank(), "dp") == 0) summary.files = save_weights(*job_.model, options_.out);
   if (transport_.rank() == 0 && !options_.random_init()) copy_tokenizer(options_.init, options_.out);
+  if (telemetry_) telemetry_->saved();
   for (const std::vector<double>& theirs :
        gather({static_cast<double>(engine_.state_bytes()), summary.totals.bytes_as_planned() ? 1.0 : 0.0},
               "byte counts")) {

@@ -4,12 +4,14 @@
 // Driven by the rank's thread; construction and run() are collective. All ranks see the same losses and decide alike.
 
 #include <functional>
+#include <memory>
 #include <string_view>
 #include <vector>
 
 #include "cli/finetune/job.h"
 #include "cli/finetune/totals.h"
 #include "runtime/engine/engine.h"
+#include "runtime/telemetry/telemetry.h"
 #include "runtime/torch/adapter.h"
 #include "runtime/transport/transport.h"
 
@@ -43,6 +45,7 @@ class Trainer {
   sharding::Mesh mesh_;
   Engine engine_;
   EngineAttachment attachment_;
+  std::unique_ptr<Telemetry> telemetry_;
   int skipped_in_a_row_ = 0;
 };
 

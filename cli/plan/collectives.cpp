@@ -19,7 +19,7 @@ std::vector<Collective> collectives_of(const sharding::Plan& plan) {
   for (int rank = 0; rank < ranks; ++rank) {
     const sharding::WireBytes bytes = plan.wire_bytes(rank);
     reduce.bytes[rank] = bytes.reduce_scatter;
-    figures.bytes[rank] = (ranks - 1) * plan.options().figure_bytes;
+    figures.bytes[rank] = (ranks - 1) * plan.figure_bytes(rank);
     vote.bytes[rank] = bytes.vote - figures.bytes[rank];
     gather.bytes[rank] = bytes.all_gather;
   }

@@ -112,6 +112,9 @@ class Engine {
   /// Collective. Parameters without a gradient in this step count as zero gradients.
   StepReport step(double lr);
 
+  /// Every parameter's figures of the last step that was not skipped; valid until the next step.
+  std::span<const ParamReport> param_reports() const;
+
   std::int64_t step_count() const;
   const sharding::Plan& plan() const;
   const EngineOptions& options() const;

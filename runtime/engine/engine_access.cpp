@@ -45,6 +45,8 @@ std::int64_t Engine::micro_batch_index(int k) const {
 }
 
 double Engine::loss_scale() const { return impl_->loss_scale; }
+std::span<const ParamReport> Engine::param_reports() const { return impl_->param_reports; }
+
 std::int64_t Engine::step_count() const { return impl_->step_count; }
 void Engine::set_step_count(std::int64_t step) { impl_->step_count = step; }
 const sharding::Plan& Engine::plan() const { return impl_->plan; }

@@ -79,8 +79,11 @@ struct Engine::Impl {
   int rounds = 0;
 
   std::vector<StepInfo> infos;  // by group
-  std::vector<kernels::SweepHealth> health, all_health;
+  // Health figures of parameters, as they travel: those of each rank's voted parameters, one rank after another.
+  std::vector<kernels::SweepHealth> own_health, all_health, param_health;
   std::vector<std::int64_t> health_bytes;
+  std::vector<int> health_params;  // the parameter of each entry of all_health
+  std::vector<ParamReport> param_reports;
   std::int64_t step_count = 0, skipped_steps = 0;
   double loss_scale = 1;
   int finite_steps = 0;  // since the last change of the loss scale

@@ -70,7 +70,7 @@ sharding::Plan make_plan(const std::vector<Param>& params, const std::vector<Gro
   plan_options.sharded = options.mode == Mode::sharded;
   plan_options.reductions_per_step = options.mode == Mode::zero2 ? options.micro_batches : 1;
   plan_options.accumulates_in_f32 = options.mode != Mode::zero2 && options.micro_batches > 1;
-  plan_options.figure_bytes = static_cast<std::int64_t>(groups.size() * sizeof(kernels::SweepHealth));
+  plan_options.figure_bytes = static_cast<std::int64_t>(sizeof(kernels::SweepHealth));
   try {
     return sharding::Plan(mesh, std::move(specs), plan_options);
   } catch (const std::invalid_argument& error) {

@@ -12,11 +12,28 @@ namespace regatta {
 struct GroupReport {
   std::string name;
   std::int64_t numel = 0;
+  double lr = 0;  ///< of this group in this step
   double grad_norm = 0;
   double update_rms = 0;  ///< of w' - w as applied, decay included
   double weight_rms = 0;
   double update_to_weight = 0;
   double smallest_line_norm = 0;  ///< over non-zero lines; 0 when the group has none
+  double largest_line_norm = 0;
+  std::int64_t zero_lines = 0;
+  std::int64_t clamped_lines = 0;
+  std::int64_t non_finite_lines = 0;
+};
+
+/// Figures of one parameter over all ranks, as GroupReport's.
+struct ParamReport {
+  std::string name;
+  int group = 0;
+  std::int64_t numel = 0;
+  double grad_norm = 0;
+  double update_rms = 0;
+  double weight_rms = 0;
+  double update_to_weight = 0;
+  double smallest_line_norm = 0;
   double largest_line_norm = 0;
   std::int64_t zero_lines = 0;
   std::int64_t clamped_lines = 0;
