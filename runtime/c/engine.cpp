@@ -73,6 +73,23 @@ regatta_step_report report_of(const StepReport& from) {
   return to;
 }
 
+template <class Report>
+regatta_figures figures_of(const Report& from, const std::string& name) {
+  regatta_figures to = {};
+  to.name = name.c_str();
+  to.numel = from.numel;
+  to.grad_norm = from.grad_norm;
+  to.update_rms = from.update_rms;
+  to.weight_rms = from.weight_rms;
+  to.update_to_weight = from.update_to_weight;
+  to.smallest_line_norm = from.smallest_line_norm;
+  to.largest_line_norm = from.largest_line_norm;
+  to.zero_lines = from.zero_lines;
+  to.clamped_lines = from.clamped_lines;
+  to.non_finite_lines = from.non_finite_lines;
+  return to;
+}
+
 }  // namespace
 }  // namespace regatta::c_api
 
@@ -167,24 +184,22 @@ int regatta_engine_step(regatta_engine* engine, double lr, regatta_step_report* 
   });
 }
 
-int regatta_engine_group_report(regatta_engine* engine, int group, regatta_group_report* report, size_t report_bytes) {
+int regatta_engine_group_figures(regatta_engine* engine, int group, regatta_figures* figures, size_t figures_bytes) {
   return guarded([&] {
-    const char* me = "regatta_engine_group_report";
+    const char* me = "regatta_engine_group_figures";
     regatta_engine& handle = built(engine, me);
     const GroupReport& from = handle.report.groups[index_in(group, handle.groups.size(), me, "group", "groups")];
-    regatta_group_report to = {};
-    to.name = handle.groups[group].name.c_str();
-    to.numel = from.numel;
-    to.grad_norm = from.grad_norm;
-    to.update_rms = from.update_rms;
-    to.weight_rms = from.weight_rms;
-    to.update_to_weight = from.update_to_weight;
-    to.smallest_line_norm = from.smallest_line_norm;
-    to.largest_line_norm = from.largest_line_norm;
-    to.zero_lines = from.zero_lines;
-    to.clamped_lines = from.clamped_lines;
-    to.non_finite_lines = from.non_finite_lines;
-    hand_over(to, report, report_bytes, me);
+    hand_over(figures_of(from, handle.groups[group].name), figures, figures_bytes, me);
+  });
+}
+
+int regatta_engine_param_figures(regatta_engine* engine, int param, regatta_figures* figures, size_t figures_bytes) {
+  return guarded([&] {
+    const char* me = "regatta_engine_param_figures";
+    regatta_engine& handle = built(engine, me);
+    index_in(param, handle.params.size(), me, "param", "parameters");
+    const ParamReport& from = handle.engine->param_reports()[param];
+    hand_over(figures_of(from, handle.params[param].name), figures, figures_bytes, me);
   });
 }
 

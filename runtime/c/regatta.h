@@ -181,7 +181,7 @@ typedef struct regatta_step_report {
   int64_t step;          /* updates applied so far, this one included */
   int64_t skipped_steps; /* so far */
   int32_t skipped;       /* 1: a gradient was not finite and nothing was touched */
-  int32_t groups;        /* how many regatta_engine_group_report knows */
+  int32_t groups;        /* how many regatta_engine_group_figures knows */
   const char* culprit;   /* the first parameter whose gradient was not finite, or ""; valid until the next step */
   double lr;
   double grad_norm; /* of the whole model, before clipping, loss scale removed */
@@ -196,18 +196,22 @@ typedef struct regatta_step_report {
  * sizeof(regatta_step_report), so that later versions can append fields; the same holds for the structs below. */
 REGATTA_API int regatta_engine_step(regatta_engine* engine, double lr, regatta_step_report* report, size_t report_bytes);
 
-/* Figures of one parameter group in the latest step, over all ranks. */
-typedef struct regatta_group_report {
+/* Figures of a parameter group, or of one parameter, over all ranks. */
+typedef struct regatta_figures {
   const char* name; /* valid for the engine's life */
   int64_t numel;
   double grad_norm;
   double update_rms, weight_rms, update_to_weight; /* of the update as applied, decay included */
-  double smallest_line_norm, largest_line_norm;    /* over non-zero lines */
+  double smallest_line_norm, largest_line_norm;    /* over non-zero lines; 0 when there are none */
   int64_t zero_lines, clamped_lines, non_finite_lines;
-} regatta_group_report;
+} regatta_figures;
 
-REGATTA_API int regatta_engine_group_report(regatta_engine* engine, int group, regatta_group_report* report,
-                                            size_t report_bytes);
+/* A group's figures of the latest step. */
+REGATTA_API int regatta_engine_group_figures(regatta_engine* engine, int group, regatta_figures* figures,
+                                             size_t figures_bytes);
+/* A parameter's figures of the latest step that was not skipped. */
+REGATTA_API int regatta_engine_param_figures(regatta_engine* engine, int param, regatta_figures* figures,
+                                             size_t figures_bytes);
 
 /* ---- engines: state, for saving and loading (after build) ---- */
 

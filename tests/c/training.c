@@ -98,7 +98,7 @@ static void* train(void* argument) {
     OK(regatta_engine_planned_bytes(engine, &planned, sizeof planned));
     for (step = 0; step < steps; ++step) {
       regatta_step_report report;
-      regatta_group_report group;
+      regatta_figures group, matrix;
       for (i = 0; i < numel; ++i) {
         /* Summed over dp, as gradients of different samples are; in mode sharded there is one holder. */
         const int mine = strcmp(of->mode, "sharded") == 0 || at(i) % dp == me * dp / world;
@@ -110,8 +110,10 @@ static void* train(void* argument) {
       CHECK(report.grad_norm > 5 && report.clip_factor < 1);
       CHECK(report.reduce_scatter_bytes == planned.reduce_scatter && report.all_gather_bytes == planned.all_gather);
       CHECK(report.exchange_bytes == planned.exchange && report.vote_bytes == planned.vote);
-      OK(regatta_engine_group_report(engine, 0, &group, sizeof group));
+      OK(regatta_engine_group_figures(engine, 0, &group, sizeof group));
       CHECK(strcmp(group.name, "matrices") == 0 && group.numel == rows * cols && group.update_rms > 0);
+      OK(regatta_engine_param_figures(engine, w, &matrix, sizeof matrix));
+      CHECK(strcmp(matrix.name, "W") == 0 && matrix.numel == rows * cols && matrix.update_rms == group.update_rms);
       if (step + 1 == of->resume_after) {
         engine = moved(rank, engine, w);
         OK(regatta_engine_param(engine, w, &data, NULL, NULL));

@@ -171,7 +171,7 @@ static void order_of_calls(regatta_transport* t) {
   double d = 0;
   uint64_t u = 0;
   regatta_part part;
-  regatta_group_report group;
+  regatta_figures figures;
   regatta_state_part state;
   regatta_wire_bytes bytes;
   REFUSED(regatta_engine_param(e, 0, &data, NULL, NULL), "regatta_engine_param: the engine is not built yet");
@@ -182,7 +182,8 @@ static void order_of_calls(regatta_transport* t) {
   REFUSED(regatta_engine_micro_batch_index(e, 0, &m), "not built yet");
   REFUSED(regatta_engine_loss_scale(e, &d), "not built yet");
   REFUSED(regatta_engine_step(e, 0.1, NULL, 0), "regatta_engine_step: the engine is not built yet; call build first");
-  REFUSED(regatta_engine_group_report(e, 0, &group, sizeof group), "not built yet");
+  REFUSED(regatta_engine_group_figures(e, 0, &figures, sizeof figures), "not built yet");
+  REFUSED(regatta_engine_param_figures(e, 0, &figures, sizeof figures), "not built yet");
   REFUSED(regatta_engine_state_count(e, &n), "not built yet");
   REFUSED(regatta_engine_state_part(e, 0, &state, sizeof state), "not built yet");
   REFUSED(regatta_engine_load_state(e, 0, grad, 24, REGATTA_F32), "not built yet");
@@ -215,7 +216,7 @@ static void stepping(regatta_transport* t) {
   uint64_t u = 0;
   regatta_part part;
   regatta_step_report report;
-  regatta_group_report group;
+  regatta_figures figures;
   regatta_state_part state;
   regatta_wire_bytes bytes;
   OK(regatta_engine_build(e));
@@ -249,9 +250,11 @@ static void stepping(regatta_transport* t) {
   REFUSED(regatta_engine_add_grad(e, 0, grad, 24, REGATTA_F32), "parameter W got more than 1 gradients in one step");
   OK(regatta_engine_step(e, 0.1, &report, sizeof report));
   CHECK(report.step == 1 && report.skipped == 0);
-  REFUSED(regatta_engine_group_report(e, 1, &group, sizeof group), "group is 1; the engine has 1 groups");
-  REFUSED(regatta_engine_group_report(e, 0, NULL, sizeof group), "NULL");
-  REFUSED(regatta_engine_group_report(e, 0, &group, 1), "room for 1 bytes");
+  REFUSED(regatta_engine_group_figures(e, 1, &figures, sizeof figures), "group is 1; the engine has 1 groups");
+  REFUSED(regatta_engine_group_figures(e, 0, NULL, sizeof figures), "NULL");
+  REFUSED(regatta_engine_group_figures(e, 0, &figures, 1), "room for 1 bytes");
+  REFUSED(regatta_engine_param_figures(e, 2, &figures, sizeof figures), "param is 2; the engine has 2 parameters");
+  REFUSED(regatta_engine_param_figures(e, 0, NULL, sizeof figures), "NULL");
   REFUSED(regatta_engine_state_count(e, NULL), "count is NULL");
   OK(regatta_engine_state_count(e, &n));
   CHECK(n == 5); /* two moments each, and the master weights of b */
