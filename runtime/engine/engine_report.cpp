@@ -49,6 +49,14 @@ void Engine::Impl::collect_health(StepReport& report) {
   for (std::size_t g = 0; g < groups.size(); ++g) take_health(report.groups[g], of_group[g]);
 }
 
+void Engine::Impl::prove(StepReport& report) {
+  report.proof = proof->finish(works, infos);
+  if (report.proof->differing == 0 || !options.proof_stops) return;
+  throw Error(Code::device, "step " + std::to_string(step_count + 1) + ": " + std::to_string(report.proof->differing) +
+                                " numbers of " + params[report.proof->param].name +
+                                " differ from the same step computed on one rank");
+}
+
 void Engine::Impl::adapt_loss_scale(bool skipped) {
   const LossScaling& scaling = options.loss_scaling;
   if (scaling.growth_interval == 0) return;
