@@ -15,7 +15,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <string>
 #include <vector>
 
@@ -177,7 +176,7 @@ bool train(int tp, int rank, int ranks) {
   float least[outputs], most[outputs];  // b2 is whole on every rank
   MPI_Allreduce(mlp.b2.values, least, outputs, MPI_FLOAT, MPI_MIN, MPI_COMM_WORLD);
   MPI_Allreduce(mlp.b2.values, most, outputs, MPI_FLOAT, MPI_MAX, MPI_COMM_WORLD);
-  const bool equal = std::memcmp(least, most, sizeof least) == 0;
+  const bool equal = std::equal(least, least + outputs, most);
   const char* biases = equal ? "equal" : "DIFFERENT";
   if (rank == 0)
     std::printf("dp=%d,tp=%d: loss %.5f -> %.5f, output biases %s on all ranks\n", dp, tp, first_loss, loss, biases);

@@ -110,7 +110,7 @@ int regatta_engine_create(regatta_transport* transport, const char* mesh, regatt
       refuse("mesh " + made->mesh.text() + " has " + std::to_string(made->mesh.world_size()) +
              " ranks but the transport has " + std::to_string(world_size));
     *engine = Handles<regatta_engine>::add(made.get());
-    made.release();
+    static_cast<void>(made.release());
   });
 }
 

@@ -21,7 +21,7 @@ int regatta_transport_from_mpi_fortran(int communicator, const char* options, re
     if (!regatta::mpi_is_running())
       refuse("a communicator was given but MPI is not running; call MPI_Init_thread first");
     // Open MPI answers an unknown number with a null pointer.
-    const MPI_Comm meant = MPI_Comm_f2c(communicator);
+    MPI_Comm meant = MPI_Comm_f2c(communicator);
     *transport = hand_out(regatta::make_mpi_transport(
         meant == MPI_Comm{} ? MPI_COMM_NULL : meant, transport_options(options, "regatta_transport_from_mpi_fortran")));
   });
