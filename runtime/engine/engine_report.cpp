@@ -97,9 +97,11 @@ void Engine::Impl::take_norms(StepReport& report) const {
 
 void Engine::Impl::skip(StepReport& report) {
   report.culprit = params[vote.culprit()].name;
-  if (options.non_finite == NonFinite::stop)
+  if (options.non_finite == NonFinite::stop) {
+    gradients.begin_step();  // whoever catches this may hand in the next ones
     throw Error(Code::non_finite, "the gradient of " + report.culprit + " is not finite in step " +
                                       std::to_string(step_count + 1) + "; no state was changed");
+  }
   report.skipped = true;
   report.skipped_steps = ++skipped_steps;
 }
