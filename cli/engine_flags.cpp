@@ -106,6 +106,8 @@ EngineOptions engine_options(const EngineFlags& flags) {
   options.bucket_bytes = flags.bucket_bytes;
   options.threads = flags.threads;
   options.clip = flags.clip;
+  options.proof_every = flags.proof_every;
+  options.proof_stops = flags.proof_stops;
   options.momentum_dtype = *dtype_of(flags.momentum_dtype);
   return options;
 }

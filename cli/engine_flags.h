@@ -18,6 +18,8 @@ struct EngineFlags {
   std::vector<std::string> places, blocks;
   std::int64_t bucket_bytes = 25 << 20;
   int threads = 1;
+  int proof_every = 0;
+  bool proof_stops = false;
   double clip = 0;
 };
 

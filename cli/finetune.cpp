@@ -114,6 +114,14 @@ void add_training_flags(CLI::App& command, Options& o) {
 
 void add_rank_flags(CLI::App& command, Options& o) {
   add_engine_flags(command, o.engine_flags);
+  command
+      .add_option(
+          "--proof-every", o.engine_flags.proof_every,
+          "Steps between live proofs: one parameter, drawn anew, is computed again on one rank and compared bit "
+          "by bit; 0 is off")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  command.add_flag("--proof-stops", o.engine_flags.proof_stops, "A live proof that fails ends the job");
   command.add_option("--transport", o.transport, "local (ranks are threads) or mpi (under mpirun)")
       ->capture_default_str();
   command.add_option("--deadline", o.deadline_seconds, "Seconds to wait for a peer")

@@ -19,8 +19,20 @@ regatta_install_headers(runtime/checkpoint safetensors.h)
 regatta_install_headers(runtime/device thread_pool.h)
 regatta_install_headers(runtime/engine command.h engine.h param.h step_report.h)
 regatta_install_headers(runtime/rules assignment.h rule.h schedule.h)
-regatta_install_headers(runtime/transport transport.h)
+regatta_install_headers(runtime/transport factory.h transport.h)
 regatta_install_headers(runtime/transport/local local_transport.h)
+if(REGATTA_HAS_MPI)
+  regatta_install_headers(runtime/transport/mpi mpi_communicator.h)
+endif()
+
+# The C interface lies at the root: #include <regatta.h>.
+set(regatta_c_headers regatta.h)
+if(REGATTA_HAS_MPI)
+  list(APPEND regatta_c_headers regatta_mpi.h)
+endif()
+set_property(GLOBAL APPEND PROPERTY REGATTA_PUBLIC_HEADERS ${regatta_c_headers})
+list(TRANSFORM regatta_c_headers PREPEND ${PROJECT_SOURCE_DIR}/runtime/c/)
+install(FILES ${regatta_c_headers} DESTINATION ${regatta_include_dir})
 
 set(regatta_libraries regatta_settings regatta_sharding regatta_kernels regatta_runtime)
 if(TARGET regatta_torch)
@@ -33,6 +45,10 @@ foreach(library IN LISTS regatta_libraries)
 endforeach()
 install(TARGETS ${regatta_libraries} EXPORT RegattaTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
                                                            LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+# In an export of its own: who uses only the C interface needs none of the C++ libraries' dependencies.
+set_target_properties(regatta_c PROPERTIES EXPORT_NAME c)
+install(TARGETS regatta_c EXPORT RegattaCTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(EXPORT RegattaCTargets NAMESPACE regatta:: DESTINATION ${regatta_package_dir})
 install(TARGETS regatta RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(EXPORT RegattaTargets NAMESPACE regatta:: DESTINATION ${regatta_package_dir})
 

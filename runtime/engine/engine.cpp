@@ -29,7 +29,10 @@ StepReport Engine::step(double scheduled_lr) {
     s.take_norms(report);
     s.set_infos(lr, report.clip_factor);
     s.bind_gradients();
+    const bool proof_due = s.proof && s.proof->due(s.step_count + 1);
+    if (proof_due) s.proof->begin(s.step_count + 1, s.works);
     s.sweep(report.times);
+    if (proof_due) s.prove(report);
     phase.lap();
     for (Impl::Bucket& bucket : s.buckets) {
       bucket.gather.wait();
@@ -65,19 +68,8 @@ void Engine::Impl::bind_gradients() {
   }
 }
 
-// Adds this rank's share of the statistics of pass `round`, and finishes the lines nobody else holds.
 void Engine::Impl::observe(int round) {
-  for (Work& work : works) {
-    if (round < static_cast<int>(work.passes.size())) {
-      PassLines& lines = work.passes[round];
-      std::fill(lines.stats.begin(), lines.stats.end(), kernels::LineSum{});
-      rule(work).observe(round, work.tensors, work.shape, infos[work.group], options.momentum_dtype,
-                         {work.factors.data(), static_cast<std::size_t>(round)}, lines.stats, pool);
-      finish_closed_lines(work, rule(work), round);
-    } else if (round + 1 == work.rounds() && work.block_closed) {
-      work.block_sum = kernels::value(work.block_terms);
-    }
-  }
+  for (Work& work : works) observe_work(work, rule(work), round, infos[work.group], options.momentum_dtype, pool);
 }
 
 void Engine::Impl::update_closed(int first_bucket, int last_bucket) {
@@ -95,10 +87,7 @@ void Engine::Impl::apply_open(Bucket& bucket) {
   for (int w : bucket.works) {
     Work& work = works[w];
     if (work.one_sweep) continue;
-    const double scale = rule(work).step_scale(work.shape, infos[work.group], work.block_sum);
-    for (float& factor : work.passes.back().inverse) factor = kernels::step_factor(factor, scale);
-    rule(work).apply(work.tensors, work.shape, infos[work.group], options.momentum_dtype, work.factors, pool,
-                     work.health);
+    apply_work(work, rule(work), infos[work.group], options.momentum_dtype, pool);
   }
 }
 

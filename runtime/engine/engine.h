@@ -68,6 +68,10 @@ struct EngineOptions {
   LossScaling loss_scaling;
   DType momentum_dtype = DType::f32;
   int threads = 1;  ///< of the sweeps
+  /// Every so many steps one parameter, drawn anew, is gathered before and after the step and computed again on one
+  /// rank, whole; 0: never. Its messages are not counted in StepReport::bytes.
+  int proof_every = 0;
+  bool proof_stops = false;  ///< a proof that fails ends the job with Error(device)
 };
 
 /// Where a parameter lies on this rank.

@@ -10,6 +10,7 @@
 #include "runtime/engine/engine.h"
 #include "runtime/engine/gradients.h"
 #include "runtime/engine/line_exchange.h"
+#include "runtime/engine/proof.h"
 #include "runtime/engine/state.h"
 #include "runtime/engine/vote.h"
 #include "runtime/engine/work.h"
@@ -57,6 +58,7 @@ struct Engine::Impl {
   void take_norms(StepReport& report) const;
   void skip(StepReport& report);
   void collect_health(StepReport& report);
+  void prove(StepReport& report);
   void adapt_loss_scale(bool skipped);
   StepBytes sent_bytes() const;
   void count_bytes(StepReport& report);
@@ -83,6 +85,7 @@ struct Engine::Impl {
   std::vector<Work> works;
   std::vector<std::unique_ptr<LineExchange>> exchanges;  // by round
   int rounds = 0;
+  std::unique_ptr<Proof> proof;  // null when there is none
 
   std::vector<StepInfo> infos;                // by group
   Command pending;                            // rank 0's, for the next vote

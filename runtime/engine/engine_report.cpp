@@ -49,6 +49,14 @@ void Engine::Impl::collect_health(StepReport& report) {
   for (std::size_t g = 0; g < groups.size(); ++g) take_health(report.groups[g], of_group[g]);
 }
 
+void Engine::Impl::prove(StepReport& report) {
+  report.proof = proof->finish(works, infos);
+  if (report.proof->differing == 0 || !options.proof_stops) return;
+  throw Error(Code::device, "step " + std::to_string(step_count + 1) + ": " + std::to_string(report.proof->differing) +
+                                " numbers of " + params[report.proof->param].name +
+                                " differ from the same step computed on one rank");
+}
+
 void Engine::Impl::adapt_loss_scale(bool skipped) {
   const LossScaling& scaling = options.loss_scaling;
   if (scaling.growth_interval == 0) return;
@@ -90,9 +98,11 @@ void Engine::Impl::take_norms(StepReport& report) const {
 
 void Engine::Impl::skip(StepReport& report) {
   report.culprit = params[vote.culprit()].name;
-  if (options.non_finite == NonFinite::stop)
+  if (options.non_finite == NonFinite::stop) {
+    gradients.begin_step();  // whoever catches this may hand in the next ones
     throw Error(Code::non_finite, "the gradient of " + report.culprit + " is not finite in step " +
                                       std::to_string(step_count + 1) + "; no state was changed");
+  }
   report.skipped = true;
   report.skipped_steps = ++skipped_steps;
 }

@@ -62,6 +62,9 @@ Engine::Impl::Impl(std::vector<Param> params_in, std::vector<Group> groups_in, c
   rounds = std::max(rounds, static_cast<int>(exchanges.size()));
   infos.resize(groups.size());
   own_lr.resize(groups.size());
+  if (options.proof_every > 0)
+    proof = std::make_unique<Proof>(plan, rank, rules, groups_of(params), options.momentum_dtype, options.proof_every,
+                                    *world, pool);
   for (int r = 0; r < transport.world_size(); ++r) {
     const std::vector<int> voted = plan.voted_params(r);
     health_params.insert(health_params.end(), voted.begin(), voted.end());

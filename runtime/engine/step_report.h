@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,14 @@ struct ParamReport {
   std::int64_t non_finite_lines = 0;
 };
 
+/// A step's result for one parameter, drawn anew each time, against the same step computed whole on one rank.
+struct ProofReport {
+  int param = 0;  ///< index
+  int rank = 0;   ///< that computed it
+  std::int64_t compared = 0;
+  std::int64_t differing = 0;  ///< weights and state whose bits differ; 0 unless something is broken
+};
+
 /// Wall time of this rank's step() by phase, and what went on behind the trainer's own work. Local.
 struct StepTimes {
   double wait_grad_seconds = 0;  ///< step() waiting for gradient reduce-scatters: exposed
@@ -78,6 +87,7 @@ struct StepReport {
   double loss_scale = 1;  ///< the one this step's gradients carried
   Command command;        ///< that came with this step and holds from the next one on
   std::vector<GroupReport> groups;
+  std::optional<ProofReport> proof;  ///< in steps that made one
   StepTimes times;
   StepBytes bytes;
 };

@@ -63,6 +63,11 @@ inline constexpr Metric param_update_rms{"regatta_param_update_rms", Type::gauge
 inline constexpr Metric param_line_spread{"regatta_param_line_norm_spread_ratio", Type::gauge,
                                           "Line norm spread of the parameters with the largest."};
 
+inline constexpr Metric proofs{"regatta_live_proofs_total", Type::counter,
+                               "Parameters computed again on one rank and compared bit by bit."};
+inline constexpr Metric proof_differences{"regatta_live_proof_differences_total", Type::counter,
+                                          "Numbers that differed in live proofs; 0 unless something is broken."};
+
 // Of this rank.
 inline constexpr Metric step_seconds{
     "regatta_step_seconds", Type::histogram,

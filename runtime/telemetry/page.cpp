@@ -100,6 +100,8 @@ std::string metrics_page(const Snapshot& s, const PageFacts& facts) {
   page.add(metrics::skipped_steps, static_cast<double>(s.report.skipped_steps));
   page.add(metrics::clipped_steps, static_cast<double>(s.clipped_steps));
   page.add(metrics::tokens, static_cast<double>(s.tokens));
+  page.add(metrics::proofs, static_cast<double>(s.proofs));
+  page.add(metrics::proof_differences, static_cast<double>(s.proof_differences));
   page.add(metrics::state_bytes, static_cast<double>(facts.state_bytes));
   if (s.loss) page.add(metrics::loss, *s.loss);
   if (s.steps > 0) {

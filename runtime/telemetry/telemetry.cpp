@@ -205,6 +205,10 @@ void Telemetry::record(const StepReport& report, std::span<const ParamReport> pa
   if (report.clip_factor < 1) ++s.clipped_steps;
   s.tokens += report.skipped ? 0 : facts.tokens;
   s.loss = facts.loss;
+  if (report.proof) {
+    ++s.proofs;
+    s.proof_differences += report.proof->differing;
+  }
   // A skipped step has no health figures: the last ones stay.
   if (report.skipped) {
     const std::vector<GroupReport> groups = std::move(s.report.groups);
