@@ -90,7 +90,7 @@ def dashboard_queries(deploy):
 
 def filled_in(expression):
     """A dashboard's query with its variables set as Grafana would."""
-    expression = expression.replace("$__rate_interval", "5s").replace("$job", JOB)
+    expression = expression.replace("$__rate_interval", "20s").replace("$job", JOB)
     for variable in ("$group", "$dp", "$tp"):
         expression = expression.replace(variable, ".*")
     assert "$" not in expression, f"unknown variable in {expression}"
@@ -130,17 +130,19 @@ def main():
         wait_for("all ranks up", lambda: len(prometheus.query(f'up{{job="{JOB}"}} == 1')) == 4)
         wait_for("steps", lambda: len(prometheus.query(f'regatta_steps_total{{job="{JOB}"}} > 20')) == 4, 90)
         assert job.poll() is None, "the job ended: " + open(os.path.join(work, "job.log")).read()
-        time.sleep(4)  # some scrapes more, so that rates have two points
-
         for where, expression, has_data in dashboard_queries(deploy):
-            result = prometheus.query(filled_in(expression))
-            assert result or not has_data, f"{where}: no data from {filled_in(expression)}"
+            query = filled_in(expression)
+            if has_data:  # rates want two scrapes, which a busy machine delays
+                wait_for(f"{where}: data from {query}", lambda: prometheus.query(query))
+            else:
+                prometheus.query(query)
         groups = prometheus.api("rules")["groups"]
         rules = [rule for group in groups for rule in group["rules"]]
         assert len(rules) == open(os.path.join(deploy, "prometheus/rules.yml")).read().count("- alert:"), rules
         for rule in rules:
             assert rule["health"] == "ok", rule
-            assert rule["state"] == "inactive", f"{rule['name']} is {rule['state']} in a healthy job"
+            # On a busy machine one of four ranks may well be a straggler for some seconds.
+            assert rule["state"] != "firing", f"{rule['name']} is {rule['state']} in a healthy job"
 
         for port in range(metrics_port, metrics_port + 4):
             page = get(f"http://127.0.0.1:{port}/metrics")
@@ -153,9 +155,14 @@ def main():
             if float(zero.group(1)) == 0:
                 assert abs(float(value.group(1)) - RHO) < 1e-5, value.group(0)
         # The loss on all pages is the job's.
-        losses = {sample["value"][1] for sample in prometheus.query(f'regatta_loss{{job="{JOB}"}}')}
-        logged = {json.loads(line)["loss"] for line in open(os.path.join(work, "out/log.jsonl")) if line.strip()}
-        assert all(any(abs(float(loss) - known) < 1e-12 for known in logged) for loss in losses), losses
+        losses = {float(sample["value"][1]) for sample in prometheus.query(f'regatta_loss{{job="{JOB}"}}')}
+
+        def logged():
+            lines = open(os.path.join(work, "out/log.jsonl")).read().split("\n")[:-1]
+            known = [json.loads(line)["loss"] for line in lines]
+            return losses and all(any(abs(loss - one) < 1e-12 for one in known) for loss in losses)
+
+        wait_for(f"the losses {losses} in the job's log", logged)
 
         job.terminate()
         job.wait(30)
