@@ -22,8 +22,9 @@
  * memory can't be checked beyond NULL. After TIMEOUT, TRANSPORT or ABORTED neither the transport nor its engines can be
  * used any more: destroy them.
  *
- * Collective functions must be called by all ranks of the transport, in the same order. What one rank alone refuses, the
- * others wait for until their deadline: a rank that gives up calls regatta_transport_abort, and they hear of it at once.
+ * Collective functions must be called by all ranks of the transport, in the same order. What one rank alone refuses,
+ * the others wait for until their deadline: a rank that gives up calls regatta_transport_abort, and they hear of it at
+ * once.
  *
  * Threads. A transport and its engines are driven by one thread at a time; different transports by different threads,
  * as the ranks of a local world are. regatta_last_error is the calling thread's own. regatta_transport_abort may be
@@ -93,7 +94,8 @@ REGATTA_API int regatta_transport_local(int world_size, const char* options, reg
 REGATTA_API int regatta_transport_mpi(const char* options, regatta_transport** transport);
 /* This process's rank of a communicator, given by its Fortran handle (MPI_Comm_c2f, mpi4py's comm.py2f()), for
  * languages that don't include <mpi.h>. See regatta_transport_from_mpi in regatta_mpi.h. */
-REGATTA_API int regatta_transport_from_mpi_fortran(int communicator, const char* options, regatta_transport** transport);
+REGATTA_API int regatta_transport_from_mpi_fortran(int communicator, const char* options,
+                                                   regatta_transport** transport);
 REGATTA_API int regatta_transport_rank(const regatta_transport* transport, int* rank);
 REGATTA_API int regatta_transport_world_size(const regatta_transport* transport, int* world_size);
 /* How bytes travel: "direct", "shared memory", "messages". Valid for the transport's life. */
@@ -106,18 +108,20 @@ REGATTA_API int regatta_transport_destroy(regatta_transport* transport);
 /* ---- engines: setting up ----
  * create, then groups, parameters and options, then build. The same on all ranks, in the same order: build compares. */
 
-/* An engine without parameters. The mesh's size must be the transport's world size. Two engines may share a transport. */
+/* An engine without parameters. The mesh's size must be the transport's world size. Two engines may share a transport.
+ */
 REGATTA_API int regatta_engine_create(regatta_transport* transport, const char* mesh, regatta_engine** engine);
 /* A group of parameters that share a rule: "reg" or "adamw". `settings` is NULL or text such as
- * "momentum=0.9,weight_decay=0.1" (REG: momentum, rho, weight_decay, p, passes, eps, zero_line; AdamW: beta1, beta2, eps,
- * weight_decay). The group's learning rate is the step's times `lr_scale`. Writes its index to `group` (or NULL). */
+ * "momentum=0.9,weight_decay=0.1" (REG: momentum, rho, weight_decay, p, passes, eps, zero_line; AdamW: beta1, beta2,
+ * eps, weight_decay). The group's learning rate is the step's times `lr_scale`. Writes its index to `group` (or NULL).
+ */
 REGATTA_API int regatta_engine_add_group(regatta_engine* engine, const char* name, const char* rule,
                                          const char* settings, double lr_scale, int* group);
 /* A parameter of global shape shape[0] x ... x shape[ndim - 1], whatever this rank holds of it. More than two dims are
  * seen as the first by the rest.
  * `placement` says how the trainer cuts it over the axes of the mesh; NULL or "": whole on every rank.
- *   "tp:0"         rows (dim 0) over tp, "tp:1" columns (dim 1), of each logical block; of a vector: dim 0 are its elements
- *   "tp:1,dp:0"    columns over tp, then rows over dp (mode sharded only: otherwise dp belongs to the engine)
+ *   "tp:0"         rows (dim 0) over tp, "tp:1" columns (dim 1), of each logical block; of a vector: dim 0 are its
+ * elements "tp:1,dp:0"    columns over tp, then rows over dp (mode sharded only: otherwise dp belongs to the engine)
  *   "dp:rows"      rows of the whole tensor whatever its blocks, as FSDP2 cuts; "dp:flat" a run of elements, as ZeRO-3
  * An extent that the axis does not divide is cut into ceil(extent / size) each, the last ones short or empty.
  * Along axes that are not named the parameter is replicated: values and gradients must be handed in equal there.
@@ -130,14 +134,12 @@ REGATTA_API int regatta_engine_set_grad_dtype(regatta_engine* engine, int param,
  * numbers that add up to the rows of the tensor. */
 REGATTA_API int regatta_engine_set_block_rows(regatta_engine* engine, int param, const int64_t* rows, int count);
 /* An option by name, its value as text (defaults in brackets):
- *   mode                        zero1: whole or tp-cut parameters, state sharded over dp (default); zero2: also gradients
- *                               are freed when reduced; sharded: parameters and gradients are cut over dp by the trainer
- *   cut                         where a rank's share of a bucket may end: element, [row], matrix
- *   bucket_bytes                least bytes that travel together [26214400]
- *   micro_batches               add_grad calls per parameter and step [1]
- *   accumulation                of micro-batches: [sum], or tree: the same bits however ranks share a global batch
- *   clip                        global gradient norm; 0 is off [0]
- *   non_finite                  [skip] such steps together, or stop with NON_FINITE
+ *   mode                        zero1: whole or tp-cut parameters, state sharded over dp (default); zero2: also
+ * gradients are freed when reduced; sharded: parameters and gradients are cut over dp by the trainer cut where a rank's
+ * share of a bucket may end: element, [row], matrix bucket_bytes                least bytes that travel together
+ * [26214400] micro_batches               add_grad calls per parameter and step [1] accumulation                of
+ * micro-batches: [sum], or tree: the same bits however ranks share a global batch clip                        global
+ * gradient norm; 0 is off [0] non_finite                  [skip] such steps together, or stop with NON_FINITE
  *   loss_scale                  factor the gradients carry [1]
  *   loss_scale_growth_interval  steps until it doubles; 0 keeps it [0]
  *   loss_scale_smallest         it is halved when a step was skipped, not below this [1]
@@ -151,8 +153,8 @@ REGATTA_API int regatta_engine_destroy(regatta_engine* engine);
 
 /* ---- engines: parameters and steps (after build) ---- */
 
-/* This rank's values of a parameter: row-major, its logical blocks one after another, `numel` of `dtype` (both or NULL).
- * The memory is the model: compute with it, and find it updated after each step. Valid for the engine's life. */
+/* This rank's values of a parameter: row-major, its logical blocks one after another, `numel` of `dtype` (both or
+ * NULL). The memory is the model: compute with it, and find it updated after each step. Valid for the engine's life. */
 REGATTA_API int regatta_engine_param(regatta_engine* engine, int param, void** data, int64_t* numel, int* dtype);
 
 /* What this rank holds of one logical block of a parameter. */
@@ -165,8 +167,8 @@ typedef struct regatta_part {
 REGATTA_API int regatta_engine_param_block_count(regatta_engine* engine, int param, int* count);
 REGATTA_API int regatta_engine_param_block(regatta_engine* engine, int param, int block, regatta_part* part);
 
-/* Collective. Takes the values now in memory as the model's. Replicas must hold equal values; a difference is refused by
- * the parameter's name. Before the first step, and again after writing other values. */
+/* Collective. Takes the values now in memory as the model's. Replicas must hold equal values; a difference is refused
+ * by the parameter's name. Before the first step, and again after writing other values. */
 REGATTA_API int regatta_engine_publish_params(regatta_engine* engine);
 /* One micro-batch's gradient of a parameter, laid out as its values; `numel` is theirs. Gradients of the ranks along dp
  * and of micro-batches are added up, never averaged: scale the loss. The memory may be reused on return. */
@@ -188,13 +190,14 @@ typedef struct regatta_step_report {
   double clip_factor;
   double loss_scale; /* that this step's gradients carried */
   double wait_grad_seconds, vote_seconds, sweep_seconds, wait_exchange_seconds, wait_gather_seconds, step_seconds;
-  double grad_comm_seconds, gather_comm_seconds; /* behind the trainer's own work */
+  double grad_comm_seconds, gather_comm_seconds;                              /* behind the trainer's own work */
   int64_t reduce_scatter_bytes, all_gather_bytes, exchange_bytes, vote_bytes; /* sent */
 } regatta_step_report;
 
 /* Collective. Parameters without a gradient count as zero gradients. Writes the report (or NULL); `report_bytes` is
  * sizeof(regatta_step_report), so that later versions can append fields; the same holds for the structs below. */
-REGATTA_API int regatta_engine_step(regatta_engine* engine, double lr, regatta_step_report* report, size_t report_bytes);
+REGATTA_API int regatta_engine_step(regatta_engine* engine, double lr, regatta_step_report* report,
+                                    size_t report_bytes);
 
 /* Figures of a parameter group, or of one parameter, over all ranks. */
 typedef struct regatta_figures {
@@ -231,7 +234,8 @@ REGATTA_API int regatta_engine_state_count(regatta_engine* engine, int* count);
 REGATTA_API int regatta_engine_state_part(regatta_engine* engine, int index, regatta_state_part* part,
                                           size_t part_bytes);
 /* Overwrites part `index`; `numel` and `dtype` must be the part's. */
-REGATTA_API int regatta_engine_load_state(regatta_engine* engine, int index, const void* data, int64_t numel, int dtype);
+REGATTA_API int regatta_engine_load_state(regatta_engine* engine, int index, const void* data, int64_t numel,
+                                          int dtype);
 REGATTA_API int regatta_engine_state_bytes(regatta_engine* engine, int64_t* bytes);
 REGATTA_API int regatta_engine_step_count(regatta_engine* engine, int64_t* step);
 REGATTA_API int regatta_engine_set_step_count(regatta_engine* engine, int64_t step);
