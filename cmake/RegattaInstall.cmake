@@ -50,6 +50,9 @@ set_target_properties(regatta_c PROPERTIES EXPORT_NAME c)
 install(TARGETS regatta_c EXPORT RegattaCTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(EXPORT RegattaCTargets NAMESPACE regatta:: DESTINATION ${regatta_package_dir})
 install(TARGETS regatta RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+if(TARGET regatta-torch)
+  install(TARGETS regatta-torch RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+endif()
 install(EXPORT RegattaTargets NAMESPACE regatta:: DESTINATION ${regatta_package_dir})
 
 # The package looks for exactly what this build used.
