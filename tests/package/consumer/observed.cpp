@@ -1,6 +1,7 @@
 // A trainer that knows Regatta by its installed package only, on one rank: its metrics are those of `regatta finetune`,
 // and a command that came in by the control service changes its learning rate.
 
+#include <chrono>
 #include <cstdio>
 #include <exception>
 #include <string>
@@ -43,7 +44,8 @@ void train(const std::string& folder) {
   expect(server.address().starts_with("127.0.0.1:"), "the control service has an address");
 #endif
   control::Steering steering(engine, *transports[0], &mailbox, &audit);
-  steering.start(3);
+  constexpr int steps = 1 << 30;  // until the command has come
+  steering.start(steps);
   control::Answer answer;
   std::jthread caller([&] {
     control::Request request;
@@ -55,7 +57,8 @@ void train(const std::string& folder) {
   });
   const std::vector<float> grad(48, 0.25F);
   double last_lr = 0;
-  for (int step = 1; last_lr != 0.5 && step <= 100000; ++step) {
+  const auto give_up = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+  for (int step = 1; last_lr != 0.5 && std::chrono::steady_clock::now() < give_up; ++step) {
     engine.add_grad(0, grad.data(), DType::f32);
     steering.before_vote();
     const StepReport report = engine.step(0.125);
@@ -65,8 +68,9 @@ void train(const std::string& folder) {
 #endif
     steering.after_step({.step = step, .loss = 1.5, .seconds = 0.01, .tokens_per_second = 700, .report = report});
   }
-  caller.join();
   steering.finish();
+  mailbox.close("the job has ended");  // if the command never came through
+  caller.join();
   expect(last_lr == 0.5, "the learning rate is the one that was sent");
   expect(answer.kind == control::Answer::Kind::accepted, "the command was accepted");
 #if HAS_METRICS
