@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What watching costs a job: the median step time of `regatta finetune` under each load over that of the quiet windows before and after it,
-in one run. Loads: 100 scrapes a second; 1,000 idle connections to the control port; a reader of WatchSteps that stands still; calls with
-a wrong token. Also counts the job's open files and memory before the loads and after them.
+in one run. Loads: 100 scrapes a second; 1,000 idle connections to the control port; a reader of WatchSteps that stands still; 100 calls a
+second with a wrong token or a message of 1 MiB (needs the Python package grpcio; left out with a word otherwise). Also counts the job's open files and memory before the loads and after them.
 
 usage: observed_step.py REGATTA WORK_DIR [--seconds 6] [--rounds 7] [--json FILE]
 """
@@ -17,6 +17,11 @@ import subprocess
 import threading
 import time
 
+try:
+    import grpc
+except ImportError:
+    grpc = None
+
 arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 arguments.add_argument("regatta")
 arguments.add_argument("work")
@@ -24,6 +29,15 @@ arguments.add_argument("--seconds", type=float, default=6, help="of one window")
 arguments.add_argument("--rounds", type=int, default=7, help="windows of each load, each between two quiet ones")
 arguments.add_argument("--json", help="write the figures here too")
 options = arguments.parse_args()
+
+
+TOKEN = "a-token-of-some-length"
+
+
+def token_file():
+    path = os.path.join(options.work, "token")
+    open(path, "w").write(TOKEN + "\n")
+    return path
 
 
 class Job:
@@ -37,7 +51,7 @@ class Job:
         self.process = subprocess.Popen(
             [options.regatta, "finetune", "--init", "random", "--hidden", "128", "--layers", "4", "--heads", "4", "--data", text, "--seq",
              "64", "--steps", "10000000", "--micro-batch", "2", "--mesh", "dp=1", "--threads", "1", "--out", self.out, "--metrics-address",
-             f"127.0.0.1:{self.metrics_port}", "--control-address", "127.0.0.1:0"],
+             f"127.0.0.1:{self.metrics_port}", "--control-address", "127.0.0.1:0", "--control-token-file", token_file()],
             stdout=subprocess.DEVNULL, stderr=open(os.path.join(options.work, "job.log"), "w"),
             env={**os.environ, "OMP_NUM_THREADS": "1"})
         self.log = None
@@ -110,7 +124,7 @@ class SlowReader:
     name = "a reader that stands still"
 
     def __init__(self, job):
-        self.reader = subprocess.Popen([options.regatta, "ctl", job.control, "watch", "--json"], stdout=subprocess.DEVNULL,
+        self.reader = subprocess.Popen([options.regatta, "ctl", job.control, "--token-file", token_file(), "watch", "--json"], stdout=subprocess.DEVNULL,
                                        stderr=subprocess.DEVNULL)
         time.sleep(1)
         self.reader.send_signal(signal.SIGSTOP)
@@ -119,6 +133,38 @@ class SlowReader:
         self.reader.kill()
         self.reader.wait()
         return 1
+
+
+class Strangers:
+    name = "100 refused calls/s"
+
+    def __init__(self, job):
+        self.channel = grpc.insecure_channel(job.control)
+        self.call = self.channel.unary_unary("/regatta.v1.Control/GetStatus", request_serializer=bytes, response_deserializer=bytes)
+        self.ended = threading.Event()
+        self.refused = {}
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self):
+        due, count = time.monotonic(), 0
+        while not self.ended.is_set():
+            count += 1
+            token, message = ("a-wrong-token-of-some-length", b"") if count % 2 else (TOKEN, bytes(1 << 20))
+            try:
+                self.call(message, metadata=[("authorization", f"Bearer {token}")], timeout=10)
+                raise AssertionError("a stranger was served")
+            except grpc.RpcError as error:
+                self.refused[error.code().name] = self.refused.get(error.code().name, 0) + 1
+            due += 0.01
+            time.sleep(max(0, due - time.monotonic()))
+
+    def stop(self):
+        self.ended.set()
+        self.thread.join()
+        self.channel.close()
+        assert set(self.refused) <= {"UNAUTHENTICATED", "RESOURCE_EXHAUSTED"}, self.refused
+        return sum(self.refused.values())
 
 
 def main():
@@ -138,6 +184,10 @@ def main():
 
     try:
         loads = [Scrapes, Connections, SlowReader]
+        if grpc:
+            loads.append(Strangers)
+        else:
+            print("left out: refused calls; the Python package grpcio is not installed")
         for load in loads:  # once, so that what grows only once is not counted as a leak
             load(job).stop()
         time.sleep(2)
