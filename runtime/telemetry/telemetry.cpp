@@ -204,6 +204,7 @@ void Telemetry::record(const StepReport& report, std::span<const ParamReport> pa
   s.last_step_timestamp = now_seconds();
   ++s.steps;
   if (report.clip_factor < 1) ++s.clipped_steps;
+  if (report.command.kind == Command::Kind::set) ++s.setting_changes;
   s.tokens += report.skipped ? 0 : facts.tokens;
   s.loss = facts.loss;
   if (report.proof) {

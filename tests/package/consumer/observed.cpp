@@ -76,6 +76,8 @@ void train(const std::string& folder) {
 #if HAS_METRICS
   const std::string page = telemetry.page();
   expect(page.find("regatta_loss{") != std::string::npos, "the page has the trainer's loss");
+  expect(page.find("regatta_setting_changes_total{job=\"mine\",rank=\"0\"") != std::string::npos,
+         "changes are counted");
   expect(page.find("regatta_learning_rate{job=\"mine\",rank=\"0\"") != std::string::npos,
          "the page has the job's name");
 #endif
