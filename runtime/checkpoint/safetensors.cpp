@@ -19,6 +19,8 @@ namespace regatta::safetensors {
 namespace {
 
 constexpr std::int64_t largest_header = 100'000'000;  // the format's own limit
+// A header has three levels; printing a value recurses into it, so a deep one must not get that far.
+constexpr int deepest_header = 16;
 
 struct FileType {
   std::string_view name;
@@ -49,8 +51,10 @@ int bits_of(std::string_view name) {
 nlohmann::json parse_strictly(const std::string& path, const std::string& text, const char* what) {
   std::vector<std::set<std::string>> keys;
   std::string duplicate;
-  const auto watch = [&](int /*depth*/, nlohmann::json::parse_event_t event, nlohmann::json& parsed) {
+  const auto watch = [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& parsed) {
     using Event = nlohmann::json::parse_event_t;
+    if (depth > deepest_header)
+      refuse(path, std::string(what) + " is nested more than " + std::to_string(deepest_header) + " levels deep");
     if (event == Event::object_start) keys.emplace_back();
     if (event == Event::object_end) keys.pop_back();
     if (event == Event::key && !keys.back().insert(parsed.get<std::string>()).second && duplicate.empty()) {
@@ -63,6 +67,8 @@ nlohmann::json parse_strictly(const std::string& path, const std::string& text, 
     document = nlohmann::json::parse(text, watch);
   } catch (const nlohmann::json::parse_error& error) {
     refuse(path, std::string(what) + " is not valid UTF-8 JSON at byte " + std::to_string(error.byte));
+  } catch (const nlohmann::json::out_of_range&) {
+    refuse(path, std::string(what) + " has a number that no double can hold");
   }
   if (!duplicate.empty()) refuse(path, std::string(what) + " names '" + duplicate + "' twice");
   if (!document.is_object()) refuse(path, std::string(what) + " is not a JSON object");

@@ -56,8 +56,10 @@ void Model::open_index(const std::string& path) {
   for (const auto& [tensor, file] : map.items()) {
     const std::string name = file.is_string() ? file.get<std::string>() : "";
     if (name.empty() || fs::path(name).filename() != name || name == "..") {
-      throw Error(Code::invalid_argument, path + ": tensor '" + tensor + "' is mapped to " + file.dump() +
-                                              ", but the name of a file beside the index was expected");
+      throw Error(Code::invalid_argument,
+                  path + ": tensor '" + tensor + "' is mapped to " +
+                      (file.is_string() ? file.dump() : std::string("a JSON ") + file.type_name()) +
+                      ", but the name of a file beside the index was expected");
     }
     File*& opened = by_file[name];
     if (opened == nullptr) {

@@ -24,12 +24,14 @@ int main(int argc, char** argv) {
     std::string header = "{\"t\":{\"dtype\":\"F32\",\"data_offsets\":[0,0],\"shape\":[";
     for (int depth = 0; depth < 1'000'000; ++depth) header += opening;
     std::vector<std::uint8_t> bytes(8);
-    for (int b = 0; b < 8; ++b) bytes[static_cast<std::size_t>(b)] = static_cast<std::uint8_t>(header.size() >> (8 * b));
+    for (int b = 0; b < 8; ++b)
+      bytes[static_cast<std::size_t>(b)] = static_cast<std::uint8_t>(header.size() >> (8 * b));
     bytes.insert(bytes.end(), header.begin(), header.end());
     LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
     for (int depth = 0; depth < 1'000'000; ++depth) header += opening[0] == '[' ? "]" : "}";
     header += "]}}";
-    for (int b = 0; b < 8; ++b) bytes[static_cast<std::size_t>(b)] = static_cast<std::uint8_t>(header.size() >> (8 * b));
+    for (int b = 0; b < 8; ++b)
+      bytes[static_cast<std::size_t>(b)] = static_cast<std::uint8_t>(header.size() >> (8 * b));
     bytes.resize(8);
     bytes.insert(bytes.end(), header.begin(), header.end());
     LLVMFuzzerTestOneInput(bytes.data(), bytes.size());

@@ -1,5 +1,6 @@
-// Any bytes, read as a safetensors file and as the index of a set: they are read whole or refused with Error, and nothing
-// is allocated that the file's own size does not explain. libFuzzer drives it; replay_corpus.cpp runs the kept corpus.
+// Any bytes, read as a safetensors file and as the index of a set: they are read whole or refused with Error, and
+// nothing is allocated that the file's own size does not explain. libFuzzer drives it; replay_corpus.cpp runs the kept
+// corpus.
 
 #include <sys/mman.h>
 #include <unistd.h>
