@@ -62,7 +62,8 @@ struct CheckpointWriter::Impl {
   std::string part_folder;
   std::thread thread;
   std::atomic<bool> leaving{false};
-  std::mutex mutex;
+  mutable std::mutex mutex;
+  std::string others_problem;  // that another rank told by message, its record being what could not be written
   std::optional<SaveOutcome> last, untold;
 
   Impl(SaveSettings given, Transport& t)
@@ -93,6 +94,32 @@ struct CheckpointWriter::Impl {
 
   void join() {
     if (thread.joinable()) thread.join();
+  }
+
+  /// Collective. Ends the save before, as rank 0 knows it: on a full disk a rank may be unable to leave a record of its
+  /// failure, so the others' problems come by message too and end rank 0's wait. Gives back the problem, if any.
+  std::string settle() {
+    if (rank != 0) join();
+    std::string own;
+    if (rank != 0 && last) own = last->problem;
+    const std::vector<std::string> told = transport.gather_strings(own, "parts of a checkpoint");
+    if (rank == 0) {
+      for (int r = 1; r < ranks; ++r) {
+        const std::lock_guard lock(mutex);
+        if (others_problem.empty() && !told[static_cast<std::size_t>(r)].empty())
+          others_problem = "rank " + std::to_string(r) + ": " + told[static_cast<std::size_t>(r)];
+      }
+      join();
+      if (last) own = last->problem;
+      if (own.empty()) own = others_problem;
+      others_problem.clear();
+    }
+    return transport.gather_strings(own, "end of a checkpoint")[0];
+  }
+
+  std::string problem_told() const {
+    const std::lock_guard lock(mutex);
+    return others_problem;
   }
 
   void copy(const Contents& contents) {
@@ -157,6 +184,7 @@ struct CheckpointWriter::Impl {
     const std::string name = in_part(numbered("rank-", of, ".json"));
     while (!fs::exists(name)) {
       if (leaving) throw Error(Code::aborted, "the job ended before all ranks had written");
+      if (const std::string told = problem_told(); !told.empty()) throw Error(Code::checkpoint, told);
       if (std::chrono::steady_clock::now() > give_up)
         throw Error(Code::checkpoint, "rank " + std::to_string(of) + " has not written its part of " + part_folder +
                                           " within " + std::to_string(settings.deadline_seconds) +
@@ -238,7 +266,7 @@ CheckpointWriter::~CheckpointWriter() {
 
 void CheckpointWriter::save(const Contents& contents) {
   Impl& s = *impl_;
-  s.join();
+  s.settle();
   Stopwatch watch;
   std::int64_t own_bytes = 0;
   for (const GivenPart& part : contents.state) own_bytes += part.part.run.size() * size_of(part.dtype);
@@ -289,11 +317,8 @@ std::optional<SaveOutcome> CheckpointWriter::outcome() {
 }
 
 void CheckpointWriter::finish() {
-  impl_->join();
-  std::string problem;
-  if (impl_->last) problem = impl_->last->problem;
-  for (const std::string& told : impl_->transport.gather_strings(problem, "end of a checkpoint"))
-    if (!told.empty()) throw Error(Code::checkpoint, told);
+  const std::string problem = impl_->settle();
+  if (!problem.empty()) throw Error(Code::checkpoint, problem);
 }
 
 }  // namespace regatta::checkpoint
