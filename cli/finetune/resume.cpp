@@ -146,9 +146,9 @@ std::unique_ptr<checkpoint::Checkpoint> choose_checkpoint(const Options& options
                                                           const std::function<void(const std::string&)>& warned) {
   const std::string& wish = options.checkpoints.resume;
   const bool any = wish == "auto";
-  std::vector<std::string> candidates;  // as rank 0 sees them
+  std::vector<std::string> candidates;
   context.agree([&] {
-    if (context.rank != 0 || !options.checkpoints.wanted()) return;
+    if (!options.checkpoints.wanted()) return;
     const std::string folder = wish.empty() || any ? options.checkpoint_dir() : wish;
     if (fs::exists(fs::path(folder) / checkpoint::manifest_name)) {
       if (wish.empty() || any) refuse(folder + " is a checkpoint itself; a folder of checkpoints was expected");

@@ -168,7 +168,7 @@ Summary Trainer::run(const Observer& observer) {
     for (const std::string& warning : job_.warnings) observer.warned(warning);
   }
   if (observer.started) observer.started(summary);
-  if (observer.warned && !resumed_.empty()) observer.warned(resumed_);
+  if (observer.told && !resumed_.empty()) observer.told(resumed_);
 
   const auto evaluate_into = [&](std::optional<double>& loss) {
     summary.evals.push_back(evaluate());

@@ -25,6 +25,7 @@ struct Observer {
   std::function<void(const StepRecord&)> stepped;
   std::function<void(const EvalRecord&)> evaluated;
   std::function<void(const std::string&)> warned;
+  std::function<void(const std::string&)> told;
 };
 
 class Trainer {
