@@ -13,6 +13,7 @@ struct RankSettings {
   std::string transport = "local";
   std::string mesh = "dp=1";
   double deadline_seconds = 600;
+  bool drain_signals = false;  ///< as in RunOptions
 };
 
 /// As run_on_ranks; throws Error(invalid_argument) when the mesh is not one.

@@ -25,8 +25,8 @@ class Checkpoint {
 
   const std::string& path() const { return path_; }
   const Manifest& manifest() const { return manifest_; }
-  /// Checks every byte; `told` hears of each file when it is done.
-  void verify(const std::function<void(const FileSums&)>& told = {});
+  /// Checks every byte, or of every `of`th file from the `share`th on; `told` hears of each file when it is done.
+  void verify(int share = 0, int of = 1, const std::function<void(const FileSums&)>& told = {});
 
   struct Tensor {
     MatrixShape block;
@@ -55,10 +55,5 @@ class Checkpoint {
   std::map<StateKey, Tensor> state_;
   std::map<StateKey, std::vector<Part>> parts_;
 };
-
-/// The newest checkpoint of the folder that opens and verifies; null when there is none. `skipped` hears of those that
-/// don't, with the reason.
-std::unique_ptr<Checkpoint> newest_sound(const std::string& folder,
-                                         const std::function<void(const std::string&)>& skipped);
 
 }  // namespace regatta::checkpoint
