@@ -34,7 +34,7 @@ def command(args, folder, checkpoints):
            "--mesh", f"dp={args.ranks}", "--transport", "mpi", "--deadline", "60"]
     if checkpoints:
         job += ["--checkpoint-every", str(args.every), "--keep-last", "3", "--resume", "auto"]
-    return ["mpirun", "-n", str(args.ranks)] + job
+    return [args.mpirun, "-n", str(args.ranks)] + job
 
 
 def weights(out):
@@ -94,6 +94,7 @@ def wait_for_ranks_to_go(ranks):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("regatta")
+    parser.add_argument("--mpirun", default="mpirun")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100000, help="more than all tries together can make; the last try ends at --target")

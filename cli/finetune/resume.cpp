@@ -152,6 +152,14 @@ std::unique_ptr<checkpoint::Checkpoint> choose_checkpoint(const Options& options
     const std::string folder = wish.empty() || any ? options.checkpoint_dir() : wish;
     if (fs::exists(fs::path(folder) / checkpoint::manifest_name)) {
       if (wish.empty() || any) refuse(folder + " is a checkpoint itself; a folder of checkpoints was expected");
+      // Otherwise --resume auto would later take those for this job's.
+      const std::vector<checkpoint::Listed> own = checkpoint::list_checkpoints(options.checkpoint_dir());
+      std::error_code ignored;
+      if (!own.empty() && !fs::equivalent(own.back().path, folder, ignored) &&
+          fs::equivalent(options.checkpoint_dir(), fs::weakly_canonical(folder).parent_path(), ignored))
+        refuse("--resume " + folder + ": " + options.checkpoint_dir() + " has newer checkpoints, up to " +
+               fs::path(own.back().path).filename().string() +
+               "; move them away, or give another --checkpoint-dir for what comes now");
       candidates.push_back(folder);
       return;
     }

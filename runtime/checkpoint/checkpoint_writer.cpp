@@ -220,7 +220,12 @@ struct CheckpointWriter::Impl {
     for (int r = 1; r < ranks; ++r) fs::remove(in_part(numbered("rank-", r, ".json")));
     write_file(*settings.calls, in_part(manifest_name), text_of(manifest));
     flush_folder(*settings.calls, part_folder);
-    rename(*settings.calls, part_folder, (fs::path(settings.folder) / folder_name(copied.step)).string());
+    const std::string place = (fs::path(settings.folder) / folder_name(copied.step)).string();
+    // A damaged one that the job went on before has this name; no folder can be renamed onto it.
+    if (fs::exists(place)) rename(*settings.calls, place, place + ".replaced.part");
+    rename(*settings.calls, part_folder, place);
+    std::error_code ignored;  // the next save removes what is left
+    fs::remove_all(place + ".replaced.part", ignored);
   }
 
   void write(SaveOutcome outcome) {
@@ -287,9 +292,6 @@ void CheckpointWriter::save(const Contents& contents) {
   s.first_rank(
       [&] {
         remove_leftovers(s.settings.folder);
-        if (fs::exists(fs::path(s.settings.folder) / folder_name(contents.step)))
-          throw Error(Code::checkpoint,
-                      s.settings.folder + " has a checkpoint of step " + std::to_string(contents.step) + " already");
         const std::int64_t room = s.settings.calls->free_bytes(s.settings.folder);
         if (room >= 0 && room < bytes)
           throw Error(Code::checkpoint, "the checkpoint of step " + std::to_string(contents.step) + " takes " +
