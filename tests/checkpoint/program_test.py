@@ -91,10 +91,10 @@ def damaged():
 
 def stopped():
     """SIGTERM and SIGUSR1 end the job well, with a checkpoint of the step in progress, from which it goes on to the same bits."""
-    train("straight", 2, "--steps", 400)
+    train("straight", 2, "--steps", 250)
     going = []
     for number in (signal.SIGTERM, signal.SIGUSR1, None):
-        job = subprocess.Popen(command("job", 2, "--steps", 400, "--checkpoint-every", 100000, "--resume", "auto", *going), stderr=subprocess.PIPE,
+        job = subprocess.Popen(command("job", 2, "--steps", 250, "--checkpoint-every", 100000, "--resume", "auto", *going), stderr=subprocess.PIPE,
                                stdout=subprocess.DEVNULL, text=True)
         before = saved("job")[-1] if (WORK / "job/checkpoints").exists() and saved("job") else ""
         if number:
