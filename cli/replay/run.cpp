@@ -70,6 +70,15 @@ class Rank {
  private:
   const sharding::ParamSpec& spec(int p) const { return engine_.plan().params()[p]; }
 
+  // The parameter with the blocks that a state of it has: stacked by rows, too.
+  sharding::ParamSpec spec_of_state(int p, const std::string& name) const {
+    sharding::ParamSpec of_state = spec(p);
+    for (const StateSpec& state : options_.groups[options_.group_of[p]].rule->state(options_.engine.momentum_dtype))
+      if (state.name == name)
+        for (MatrixShape& block : of_state.blocks) block = state_shape(state.extent, block);
+    return of_state;
+  }
+
   // Copies this rank's local part of a whole tensor, element by element as `take` says.
   template <class F>
   void for_each_local(int p, F copy) const {
@@ -107,7 +116,8 @@ class Rank {
                                                     std::string(name_of(part.dtype)));
           const std::int64_t size = size_of(whole.dtype);
           std::vector<std::byte> values(part.part.run.size() * size);
-          for_each_stretch(spec(part.param), part.block, part.part,
+          const sharding::ParamSpec of_state = spec_of_state(part.param, state);
+          for_each_stretch(of_state, part.block, part.part,
                            [&](std::int64_t from, std::int64_t to, std::int64_t count) {
                              std::memcpy(values.data() + to * size, whole.values.data() + from * size, count * size);
                            });
@@ -180,29 +190,44 @@ class Rank {
     gather_states(result);
   }
 
+  // Each rank's parts of a state say themselves what they are parts of.
   void gather_states(ReplayResult& result) {
+    struct Header {
+      std::int64_t block;
+      BlockPart part;
+      MatrixShape shape;
+    };
     const std::vector<StatePart> mine = engine_.state_parts();
     for (std::size_t p = 0; p < recorded_.names.size(); ++p) {
       std::vector<StateSpec> states = options_.groups[options_.group_of[p]].rule->state(options_.engine.momentum_dtype);
       if (spec(static_cast<int>(p)).dtype != DType::f32) states.push_back({"master", DType::f32});
       for (const StateSpec& state : states) {
         std::string values;
-        for (const StatePart& part : mine)
-          if (part.param == static_cast<int>(p) && part.state == state.name)
-            values.append(static_cast<const char*>(part.data), part.part.run.size() * size_of(part.dtype));
+        for (const StatePart& part : mine) {
+          if (part.param != static_cast<int>(p) || part.state != state.name) continue;
+          const Header header{part.block, part.part, part.shape};
+          values.append(reinterpret_cast<const char*>(&header), sizeof header);
+          values.append(static_cast<const char*>(part.data), part.part.run.size() * size_of(part.dtype));
+        }
         const std::vector<std::string> all = transport_.gather_strings(values, "result of a state");
         if (transport_.rank() != 0) continue;
-        Whole whole(spec(static_cast<int>(p)), state.dtype);
+        const sharding::ParamSpec of_state = spec_of_state(static_cast<int>(p), state.name);
+        Whole whole(of_state, state.dtype);
         const std::string name = "state." + state.name + "." + recorded_.names[p];
-        for (int r = 0; r < transport_.world_size(); ++r) {
-          std::int64_t at = 0;
-          for (const sharding::Piece& piece : engine_.plan().layout(r).pieces) {
-            if (piece.param != static_cast<int>(p)) continue;
-            whole.put(piece.block, piece.part, all[r].data() + at, name, r);
-            at += piece.part.run.size() * size_of(state.dtype);
+        for (int r = 0; r < transport_.world_size(); ++r)
+          for (std::size_t at = 0; at < all[r].size();) {
+            Header header{};
+            std::memcpy(&header, all[r].data() + at, sizeof header);
+            at += sizeof header;
+            whole.put(header.block, header.part, all[r].data() + at, name, r);
+            at += header.part.run.size() * size_of(state.dtype);
           }
-        }
-        result.tensors[name] = whole.finish(recorded_.params.at(recorded_.names[p]).shape);
+        std::int64_t rows = 0;
+        for (const MatrixShape& block : of_state.blocks) rows += block.rows;
+        result.tensors[name] =
+            whole.finish(state.extent == StateExtent::elements
+                             ? recorded_.params.at(recorded_.names[p]).shape
+                             : std::vector<std::int64_t>{rows, of_state.blocks.front().cols});
       }
     }
   }

@@ -79,14 +79,14 @@ void Engine::Impl::update_closed(int first_bucket, int last_bucket) {
       if (work.one_sweep)
         rule(work).update(work.tensors, work.shape, infos[work.group], options.momentum_dtype, pool, work.health);
     }
-    if (!buckets[b].has_open_lines) gather(buckets[b]);
+    if (!buckets[b].has_open_lines && buckets[b].last_wave < 0) gather(buckets[b]);
   }
 }
 
 void Engine::Impl::apply_open(Bucket& bucket) {
   for (int w : bucket.works) {
     Work& work = works[w];
-    if (work.one_sweep) continue;
+    if (work.one_sweep || work.passes.empty()) continue;
     apply_work(work, rule(work), infos[work.group], options.momentum_dtype, pool);
   }
 }
@@ -95,11 +95,60 @@ void Engine::Impl::gather(Bucket& bucket) {
   bucket.gather = dp_group->all_gather(bucket.params, 0, bucket.bounds_bytes, bucket.label);
 }
 
-// Open lines first, so that their messages travel while closed rows and elements are swept.
+// Matrices first: their messages are the largest. Then open lines, so that their messages travel while closed rows and
+// elements are swept.
 void Engine::Impl::sweep(StepTimes& times) {
+  int closed_done = 0;
+  sweep_matrices(times, closed_done);
+  sweep_lines(times, closed_done);
+}
+
+// Wave k's directions travel while wave k - 1 is computed, and its updates while wave k + 1 is.
+void Engine::Impl::sweep_matrices(StepTimes& times, int& closed_done) {
+  const int count = static_cast<int>(waves.size());
+  if (count == 0) return;
+  Stopwatch watch;
+  const auto wait = [&](const Ticket& ticket) {
+    times.sweep_seconds += watch.lap();
+    ticket.wait();
+    times.wait_exchange_seconds += watch.lap();
+  };
+  Ticket directions, updates;  // of the waves last sent
+  for (int k = 0; k < count + 2; ++k) {
+    Ticket sent;
+    if (k < count) {
+      waves[k]->direct(infos, options.momentum_dtype, pool);
+      sent = waves[k]->send_directions(*world);
+    }
+    if (k == 0) update_closed(0, closed_done = static_cast<int>(buckets.size()));
+    Ticket returned;
+    if (k >= 1 && k - 1 < count) {
+      wait(directions);
+      waves[k - 1]->solve(infos, pool);
+      returned = waves[k - 1]->send_updates(*world);
+    }
+    if (k >= 2 && k - 2 < count) {
+      wait(updates);
+      finish_wave(k - 2);
+    }
+    directions = sent;
+    updates = returned;
+  }
+  times.sweep_seconds += watch.lap();
+}
+
+void Engine::Impl::finish_wave(int wave) {
+  waves[wave]->take_updates();
+  for (Work* work : waves[wave]->works())
+    if (work->passes.empty())
+      rule(*work).update(work->tensors, work->shape, infos[work->group], options.momentum_dtype, pool, work->health);
+  for (Bucket& bucket : buckets)
+    if (bucket.last_wave == wave && !bucket.has_open_lines) gather(bucket);
+}
+
+void Engine::Impl::sweep_lines(StepTimes& times, int& closed_done) {
   Stopwatch watch;
   const int bucket_count = static_cast<int>(buckets.size());
-  int closed_done = 0;
   for (int round = 0; round < rounds; ++round) {
     LineExchange* exchange = round < static_cast<int>(exchanges.size()) ? exchanges[round].get() : nullptr;
     observe(round);

@@ -81,7 +81,8 @@ struct ParamView {
   DType dtype = DType::f32;
 };
 
-/// A part of one state tensor that this rank holds (replicas excluded when `primary` is false).
+/// A part of one state tensor that this rank holds (replicas excluded when `primary` is false). Most states are as large
+/// as their block; rules that see whole matrices also keep numbers per row, per column or per block, whole at one rank.
 struct StatePart {
   std::string state;  ///< "momentum", "moment2", "master", ...
   int param = 0;
@@ -90,6 +91,7 @@ struct StatePart {
   const void* data = nullptr;  ///< part.run.size() elements
   DType dtype = DType::f32;
   bool primary = true;  ///< false on ranks that hold a replica of another rank's part
+  MatrixShape shape;    ///< of the whole state of the block, in whose coordinates `part` is
 };
 
 class Engine {

@@ -58,11 +58,29 @@ std::vector<StatePart> Engine::state_parts() const {
   const std::vector<sharding::Piece>& pieces = impl_->plan.layout(impl_->rank).pieces;
   for (std::size_t p = 0; p < pieces.size(); ++p) {
     const bool primary = impl_->plan.primary(impl_->rank, pieces[p].param);
+    const MatrixShape shape = impl_->plan.params()[pieces[p].param].blocks[pieces[p].block];
     for (const OptimizerState::Tensor& tensor : impl_->state.tensors(static_cast<int>(p)))
       parts.push_back(
-          {tensor.name, pieces[p].param, pieces[p].block, pieces[p].part, tensor.data, tensor.dtype, primary});
+          {tensor.name, pieces[p].param, pieces[p].block, pieces[p].part, tensor.data, tensor.dtype, primary, shape});
     if (float* master = impl_->state.master(static_cast<int>(p)))
-      parts.push_back({"master", pieces[p].param, pieces[p].block, pieces[p].part, master, DType::f32, primary});
+      parts.push_back({"master", pieces[p].param, pieces[p].block, pieces[p].part, master, DType::f32, primary, shape});
+  }
+  const std::vector<sharding::MatrixShare>& matrices = impl_->plan.matrices();
+  for (std::size_t k = 0; k < matrices.size(); ++k) {
+    const sharding::MatrixShare& share = matrices[k];
+    if (share.owner != impl_->rank) continue;
+    const std::vector<StateSpec> states = matrix_states(*impl_->rules[share.param], impl_->options.momentum_dtype);
+    for (std::size_t s = 0; s < states.size(); ++s) {
+      const MatrixShape shape = state_shape(states[s].extent, impl_->plan.params()[share.param].blocks[share.block]);
+      parts.push_back({states[s].name,
+                       share.param,
+                       share.block,
+                       {{0, shape.rows}, {0, shape.cols}, {0, shape.numel()}},
+                       impl_->state.of_matrix(static_cast<int>(k))[s],
+                       states[s].dtype,
+                       impl_->plan.primary(impl_->rank, share.param),
+                       shape});
+    }
   }
   return parts;
 }

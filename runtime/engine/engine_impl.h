@@ -10,6 +10,7 @@
 #include "runtime/engine/engine.h"
 #include "runtime/engine/gradients.h"
 #include "runtime/engine/line_exchange.h"
+#include "runtime/engine/matrix_exchange.h"
 #include "runtime/engine/proof.h"
 #include "runtime/engine/state.h"
 #include "runtime/engine/vote.h"
@@ -24,7 +25,9 @@ struct Engine::Impl {
     DType dtype = DType::f32;
     std::vector<std::int64_t> bounds_bytes;
     std::string label;
-    bool has_open_lines = false;  // on any rank, so that all ranks gather in the same order
+    // Of any rank, so that all ranks gather in the same order:
+    bool has_open_lines = false;
+    int last_wave = -1;  // in which some matrix of it is computed; -1: none
     std::vector<int> works;
     Ticket gather;
   };
@@ -37,6 +40,7 @@ struct Engine::Impl {
   std::unique_ptr<Transport> own_world(Transport& transport, const sharding::Mesh& mesh) const;
   void allocate_buckets();
   void bind_works();
+  void make_matrix_exchanges();
   void fill_master_weights();
 
   std::byte* element(int bucket, std::int64_t offset) const {
@@ -52,6 +56,9 @@ struct Engine::Impl {
   void apply_open(Bucket& bucket);
   void gather(Bucket& bucket);
   void sweep(StepTimes& times);
+  void sweep_matrices(StepTimes& times, int& closed_done);
+  void finish_wave(int wave);
+  void sweep_lines(StepTimes& times, int& closed_done);
 
   // What the step tells (engine_report.cpp).
   StepReport start_report(double lr) const;
@@ -85,6 +92,9 @@ struct Engine::Impl {
   std::vector<Work> works;
   std::vector<std::unique_ptr<LineExchange>> exchanges;  // by round
   int rounds = 0;
+  std::vector<MatrixStaging> staging;
+  MatrixScratch matrix_scratch;
+  std::vector<std::unique_ptr<MatrixExchange>> waves;
   std::unique_ptr<Proof> proof;  // null when there is none
 
   std::vector<StepInfo> infos;                // by group

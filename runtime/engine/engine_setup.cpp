@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/matmul.h"
 #include "runtime/engine/agreement.h"
 #include "runtime/engine/engine_impl.h"
 #include "runtime/engine/setup.h"
@@ -58,13 +59,14 @@ Engine::Impl::Impl(std::vector<Param> params_in, std::vector<Group> groups_in, c
   bind_works();
   for (std::size_t k = 0; k < plan.rounds().size(); ++k)
     exchanges.push_back(std::make_unique<LineExchange>(plan, static_cast<int>(k), rank, works, rules));
+  make_matrix_exchanges();
   for (const Work& work : works) rounds = std::max(rounds, work.rounds());
   rounds = std::max(rounds, static_cast<int>(exchanges.size()));
   infos.resize(groups.size());
   own_lr.resize(groups.size());
   if (options.proof_every > 0)
     proof = std::make_unique<Proof>(plan, rank, rules, groups_of(params), options.momentum_dtype, options.proof_every,
-                                    *world, pool);
+                                    state, *world, pool);
   for (int r = 0; r < transport.world_size(); ++r) {
     const std::vector<int> voted = plan.voted_params(r);
     health_params.insert(health_params.end(), voted.begin(), voted.end());
@@ -93,9 +95,11 @@ void Engine::Impl::allocate_buckets() {
     for (const sharding::BucketEntry& entry : from.entries) {
       const sharding::ParamSpec& spec = plan.params()[entry.param];
       for (const sharding::View& view : spec.views)
-        bucket.has_open_lines |= view.kind == sharding::View::Kind::lines && !view.one_sweep_rows();
+        bucket.has_open_lines |= !view.passes.empty() && !view.one_sweep_rows();
       for (const std::vector<sharding::Share>& round : plan.rounds())
         for (const sharding::Share& share : round) bucket.has_open_lines |= share.param == entry.param;
+      for (const sharding::MatrixShare& share : plan.matrices())
+        if (share.param == entry.param) bucket.last_wave = std::max(bucket.last_wave, share.wave);
     }
     buckets.push_back(std::move(bucket));
   }
@@ -119,6 +123,21 @@ void Engine::Impl::bind_works() {
       work.tensors.param = param;
     }
   }
+}
+
+void Engine::Impl::make_matrix_exchanges() {
+  if (plan.wave_count() == 0) return;
+  if (!kernels::has_matmul())
+    throw Error(Code::invalid_argument, "parameter " + params[plan.matrices().front().param].name + " has rule " +
+                                            std::string(rules[plan.matrices().front().param]->name()) +
+                                            ", which multiplies matrices, but this build has no BLAS: " +
+                                            kernels::matmul_name());
+  std::vector<std::span<float* const>> states;
+  for (std::size_t k = 0; k < plan.matrices().size(); ++k) states.push_back(state.of_matrix(static_cast<int>(k)));
+  staging.resize(std::min(matrix_waves_under_way, plan.wave_count()));
+  for (int wave = 0; wave < plan.wave_count(); ++wave)
+    waves.push_back(std::make_unique<MatrixExchange>(plan, wave, rank, works, rules, states,
+                                                     staging[wave % staging.size()], matrix_scratch));
 }
 
 void Engine::Impl::fill_master_weights() {

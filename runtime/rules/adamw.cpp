@@ -10,12 +10,27 @@ namespace {
 
 constexpr std::int64_t task_numel = 1 << 18;
 
+constexpr Setting<AdamwSettings> known[] = {
+    fraction_setting<&AdamwSettings::beta1>("beta1"),
+    fraction_setting<&AdamwSettings::beta2>("beta2"),
+    amount_setting<&AdamwSettings::eps>("eps"),
+    amount_setting<&AdamwSettings::weight_decay>("weight_decay"),
+};
+
 }  // namespace
 
-std::string AdamwRule::settings_text() const {
-  return "adamw beta1=" + shortest(settings_.beta1) + " beta2=" + shortest(settings_.beta2) +
-         " eps=" + shortest(settings_.eps) + " weight_decay=" + shortest(settings_.weight_decay);
-}
+const RuleEntry adamw_entry{
+    [] {
+      return info_of<AdamwSettings>(
+          {"adamw", "moving averages of gradient and its square, element by element", "torch.optim.AdamW",
+           "high: compared with torch", {}},
+          known);
+    },
+    [](std::span<const std::pair<std::string, std::string>> given) -> std::shared_ptr<const Rule> {
+      return std::make_shared<AdamwRule>(read_settings<AdamwSettings>("adamw", known, given));
+    }};
+
+std::string AdamwRule::settings_text() const { return text_of_settings<AdamwSettings>("adamw", known, settings_); }
 
 void AdamwRule::update(const RunTensors& run, MatrixShape, const StepInfo& info, DType momentum_dtype, ThreadPool& pool,
                        kernels::SweepHealth& health) const {
