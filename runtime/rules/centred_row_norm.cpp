@@ -74,12 +74,12 @@ class CentredRowNormRule final : public Rule {
 
  private:
   void update_momentum(const RunTensors& run, const Tile& tile, const StepInfo& info, DType dtype) const {
-    const auto mu = static_cast<float>(settings_.momentum), rest = static_cast<float>(1 - settings_.momentum);
+    const double mu = settings_.momentum;
     float grad[tile_numel], momentum[tile_numel];
     read_tile(run.grad, run.grad_dtype, tile, grad);
     read_tile(run.state[0], dtype, tile, momentum);
     for (std::int64_t i = 0; i < tile.count; ++i)
-      momentum[i] = mu * momentum[i] + rest * (grad[i] * info.grad_scale);
+      momentum[i] = static_cast<float>(mu * momentum[i] + (1 - mu) * (grad[i] * info.grad_scale));
     kernels::cpu_kernels().from_f32(momentum, advance(run.state[0], dtype, tile.offset), dtype, tile.count);
   }
   // As far as the passes so far say: minus the mean row, times the row's factor.

@@ -44,8 +44,7 @@ MatrixRule::MatrixRule(const MatrixSettings& common) : common_(common) {
 
 void MatrixRule::direct(const RunTensors& run, MatrixShape, const StepInfo& info, DType momentum_dtype,
                         void* direction, const Riders& riders, ThreadPool& pool) const {
-  const auto mu = static_cast<float>(common_.momentum);
-  const float gain = common_.form == MatrixSettings::Form::ema ? static_cast<float>(1 - common_.momentum) : 1.0F;
+  const double mu = common_.momentum, gain = common_.form == MatrixSettings::Form::ema ? 1 - mu : 1;
   const kernels::KernelTable& kernels = kernels::cpu_kernels();
   const bool sums = !riders.row_sums.empty() || !riders.column_sums.empty() || !riders.block_sums.empty();
   const auto body = [&](const Tile& tile) {
@@ -55,12 +54,12 @@ void MatrixRule::direct(const RunTensors& run, MatrixShape, const StepInfo& info
     read_tile(run.state[0], momentum_dtype, tile, momentum);
     for (std::int64_t i = 0; i < tile.count; ++i) {
       grad[i] *= info.grad_scale;
-      momentum[i] = mu * momentum[i] + gain * grad[i];
+      momentum[i] = static_cast<float>(mu * momentum[i] + gain * grad[i]);
     }
     kernels.from_f32(momentum, stored, momentum_dtype, tile.count);
     if (momentum_dtype != DType::f32) kernels.to_f32(stored, momentum_dtype, momentum, tile.count);
     for (std::int64_t i = 0; i < tile.count; ++i) {
-      const float d = common_.nesterov ? mu * momentum[i] + gain * grad[i] : momentum[i];
+      const float d = common_.nesterov ? static_cast<float>(mu * momentum[i] + gain * grad[i]) : momentum[i];
       mixed[i] = !takes_sign() || std::isnan(d) ? d : d > 0 ? 1.0F : d < 0 ? -1.0F : 0.0F;
     }
     if (sums) add_to_riders(riders, run.run, tile, grad, mixed);

@@ -5,8 +5,8 @@
 //     ema         M <- mu M + (1 - mu) G      Nesterov: D = mu M + (1 - mu) G
 //     heavy_ball  M <- mu M + G               Nesterov: D = mu M + G          without Nesterov D = M
 //
-// Products and sums are rounded one by one to fp32 (no fma: compilers without one stay fast), M also to the momentum's
-// dtype. D travels as bf16 when the iteration computes in bf16, as fp32 otherwise.
+// M and D are computed in fp64 and rounded once to fp32, M also to the momentum's dtype. D travels as bf16 when the
+// iteration computes in bf16, as fp32 otherwise.
 
 #include <span>
 
