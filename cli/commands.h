@@ -27,6 +27,7 @@ void add_finetune(CLI::App& app);
 void add_replay(CLI::App& app);
 void add_ctl(CLI::App& app);
 void add_plan(CLI::App& app);
+void add_rules(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_doctor(CLI::App& app);
 
