@@ -87,6 +87,48 @@ def normuon(weight, grads, lr, scale="paper", mu=0.95, beta2=0.95, eps=1e-10, **
     return weight, {"momentum": momentum, "row_moment": [[x] for x in v]}
 
 
+def normuon_per_shard(weight, grads, lr, parts, by_columns, mu=0.95, beta2=0.95, eps=1e-10):
+    """NorMuon (scale=code) as it comes out where each of `parts` shards takes its own norms and means: wrong."""
+    m, n = len(weight), len(weight[0])
+    momentum, v = zeros(m, n), {}
+    for grad in grads:
+        momentum, d = mix(momentum, grad, mu)
+        o = newton_schulz(d)
+        o = transpose(o) if by_columns else o
+        weight = transpose(weight) if by_columns else weight
+        size = -(-len(o) // parts)
+        for begin in range(0, len(o), size):
+            shard = o[begin : begin + size]
+            lines = transpose(shard) if by_columns else shard  # rows of the matrix, as far as the shard has them
+            old = v.get(begin, [0.0] * len(lines))
+            v[begin] = [beta2 * a + (1 - beta2) * squares(line) / len(line) for a, line in zip(old, lines)]
+            a = [[x / (math.sqrt(vi) + eps) for x in line] for line, vi in zip(lines, v[begin])]
+            factor = norm(shard) / (norm(a) + 1e-10) * math.sqrt(max(1, m / n))
+            a = transpose(a) if by_columns else a
+            weight[begin : begin + size] = combine(1, weight[begin : begin + size], -lr * factor, a)
+        weight = transpose(weight) if by_columns else weight
+    return weight
+
+
+def adamuon_per_shard(weight, grads, lr, parts, by_columns, mu=0.95, eps=1e-8, decay=0.01):
+    """AdaMuon where each shard takes its own norm: wrong."""
+    m, n = len(weight), len(weight[0])
+    momentum, v = zeros(m, n), zeros(m, n)
+    for grad in grads:
+        momentum, d = mix(momentum, grad, mu)
+        o = newton_schulz([[float((x > 0) - (x < 0)) for x in row] for row in d])
+        v = combine(mu, v, 1 - mu, [[x * x for x in row] for row in o])
+        a = [[x / (math.sqrt(y) + eps) for x, y in zip(ro, rv)] for ro, rv in zip(o, v)]
+        a, weight = (transpose(a), transpose(weight)) if by_columns else (a, weight)
+        size = -(-len(a) // parts)
+        for begin in range(0, len(a), size):
+            shard = a[begin : begin + size]
+            factor = 0.2 * math.sqrt(len(shard) * len(shard[0])) / (norm(shard) + eps)
+            weight[begin : begin + size] = combine(1 - lr * decay, weight[begin : begin + size], -lr * factor, shard)
+        weight = transpose(weight) if by_columns else weight
+    return weight
+
+
 def adamuon(weight, grads, lr, mu=0.95, eps=1e-8, decay=0.01, **iteration):
     m, n = len(weight), len(weight[0])
     momentum, v = zeros(m, n), zeros(m, n)

@@ -122,6 +122,48 @@ def check_same(name, whole, sharded):
             sys.exit(f"FAILED {name}: {tensor} has other bytes")
 
 
+def difference(a, b, start):
+    """Of two results, relative to how far the second went from the start."""
+    far = math.sqrt(sum((x - s) ** 2 for rx, rs in zip(b, start) for x, s in zip(rx, rs)))
+    return math.sqrt(sum((x - y) ** 2 for rx, ry in zip(a, b) for x, y in zip(rx, ry))) / far
+
+
+def check_scaled_rows(program, folder):
+    """The failures of peers: statistics per shard. Rows differ in scale by 10^4 from the first to the last, some are dead, and the
+    matrix lies in shards of rows and of columns. A step made with statistics per shard is far off; ours is the whole one's."""
+    m, n, ranks = 24, 8, 4
+    dice = random.Random(11)
+    tensors = {}
+    for rule in ("normuon", "adamuon"):
+        tensors[f"param.{rule}.scaled"] = ((m, n), [dice.gauss(0, 1) for _ in range(m * n)])
+        for k in range(STEPS):
+            # AdaMuon takes signs, so only dead elements tell its rows and columns apart.
+            live = lambda i, j: 10 ** (-4 * i / m) if rule == "normuon" else float(i < 14 and (j < 4 or i < 5))
+            tensors[f"grad.{k}.{rule}.scaled"] = ((m, n), [dice.gauss(0, 1) * live(i, j) for i in range(m) for j in range(n)])
+    case = os.path.join(folder, "scaled.safetensors")
+    safetensors_lite.write(case, tensors)
+    inputs = {name: rows_of(safetensors_lite.floats(blob), shape)
+              for name, (shape, blob) in safetensors_lite.read(case)[0].items()}
+    settings = {"normuon": {"scale": "code", "precision": "fp32"}, "adamuon": {"precision": "fp32"}}
+    rules, RULES[:] = RULES[:], ["normuon", "adamuon"]
+    results = {dim: program.replay(case, settings, ["--mesh", f"dp={ranks}", "--mode", "sharded", "--place", f"*=dp:{dim}"])
+               for dim in (0, 1)}
+    RULES[:] = rules
+    for rule, form in (("normuon", {"scale": "code"}), ("adamuon", {})):
+        start, grads = inputs[f"param.{rule}.scaled"], [inputs[f"grad.{k}.{rule}.scaled"] for k in range(STEPS)]
+        whole, _ = getattr(matrix_formulas, rule)(start, grads, LR, **form)
+        for dim in (0, 1):
+            per_shard = getattr(matrix_formulas, rule + "_per_shard")(start, grads, LR, ranks, dim == 1)
+            wrong = difference(per_shard, whole, start)
+            ours = difference(rows_of(safetensors_lite.floats(results[dim][f"param.{rule}.scaled"][1]), (m, n)), whole, start)
+            print(f"{rule}, shards of {'columns' if dim else 'rows'}: per-shard statistics would be {wrong:.2f} off, "
+                  f"ours {ours:.1e}")
+            if wrong < 0.3:
+                sys.exit(f"FAILED: the case does not tell per-shard statistics of {rule} from whole ones")
+            if ours > 1e-4:
+                sys.exit(f"FAILED: {rule} in shards is {ours:.1e} off")
+
+
 LAYOUTS = [
     "--mesh dp=2", "--mesh dp=3 --cut element --bucket-bytes 700", "--mesh dp=4 --mode zero2 --threads 2",
     "--mesh dp=4 --cut matrix --bucket-bytes 500", "--mesh dp=3 --mode sharded", "--mesh dp=2 --mode sharded --place *=dp:1",
@@ -144,6 +186,7 @@ def main():
                 check_same(f"mpi {layout}", whole, program.replay(case, {}, layout.split(), ranks))
             print("the same bytes as one rank, as processes")
             return
+        check_scaled_rows(program, folder)
         for seed, (name, settings) in enumerate(CONFIGURATIONS.items()):
             make_case(case, seed)
             fp32 = with_precision(settings, "fp32")
