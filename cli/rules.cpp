@@ -54,13 +54,8 @@ nlohmann::json json_of(const std::string& name) {
     states.push_back({{"name", state.name}, {"per", extent_text(state.extent)}});
   for (const RuleInfo::Setting& setting : info.settings)
     settings.push_back({{"name", setting.name}, {"expected", setting.expected}, {"default", setting.usual}});
-  return {{"name", name},
-          {"summary", info.summary},
-          {"view", view_text(*rule)},
-          {"states", states},
-          {"settings", settings},
-          {"source", info.source},
-          {"confidence", info.confidence}};
+  return {{"name", name},         {"summary", info.summary}, {"view", view_text(*rule)},     {"states", states},
+          {"settings", settings}, {"source", info.source},   {"confidence", info.confidence}};
 }
 
 void print(const nlohmann::json& rule) {
@@ -72,10 +67,10 @@ void print(const nlohmann::json& rule) {
   for (const auto& setting : rule["settings"])
     settings += fmt::format("{}{}={}", settings.empty() ? "" : " ", setting["name"].get<std::string>(),
                             setting["default"].get<std::string>());
-  std::cout << fmt::format("{}\n  {}\n  sees        {}\n  keeps       {}\n  settings    {}\n  source      {}\n"
-                           "  confidence  {}\n\n",
-                           word("name"), word("summary"), word("view"), states, settings, word("source"),
-                           word("confidence"));
+  std::cout << fmt::format(
+      "{}\n  {}\n  sees        {}\n  keeps       {}\n  settings    {}\n  source      {}\n"
+      "  confidence  {}\n\n",
+      word("name"), word("summary"), word("view"), states, settings, word("source"), word("confidence"));
 }
 
 void run(const std::vector<std::string>& wanted, bool as_json) {

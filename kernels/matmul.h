@@ -1,7 +1,7 @@
 #pragma once
-// Matrix products on one thread, through a BLAS. Row-major. Its bits depend on the BLAS, the machine and the shapes, and
-// not on how many threads the process has: the caller cuts work into pieces of fixed sizes and may run them at the same
-// time. Without a BLAS in the build has_matmul() is false and matmul() must not be called.
+// Matrix products on one thread, through a BLAS. Row-major. Its bits depend on the BLAS, the machine and the shapes,
+// and not on how many threads the process has: the caller cuts work into pieces of fixed sizes and may run them at the
+// same time. Without a BLAS in the build has_matmul() is false and matmul() must not be called.
 
 #include <cstdint>
 #include <string>

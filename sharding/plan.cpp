@@ -375,7 +375,8 @@ std::string Plan::text() const {
       if (view.kind == View::Kind::matrix) {
         const View::Traffic& t = view.traffic;
         out << "matrix (" << t.element_bytes << " bytes an element, lines " << t.row_bytes << " " << t.column_bytes
-            << " " << t.block_bytes << ", back " << t.row_answer_bytes << " " << t.column_answer_bytes << " " << t.block_answer_bytes << ") ";
+            << " " << t.block_bytes << ", back " << t.row_answer_bytes << " " << t.column_answer_bytes << " "
+            << t.block_answer_bytes << ") ";
       }
       for (Line line : view.passes) out << (line == Line::row ? "rows " : "columns ");
       if (view.block_scale) out << "block";
@@ -408,7 +409,8 @@ std::string Plan::text() const {
       const View& view = params_[share.param].views[share.block];
       out << " " << params_[share.param].name << "." << share.block << "@" << share.owner;
       for (const MatrixShare::Holder& holder : share.holders)
-        if (holder.rank != share.owner) bytes += bytes_to_owner(view, holder.part) + bytes_from_owner(view, holder.part);
+        if (holder.rank != share.owner)
+          bytes += bytes_to_owner(view, holder.part) + bytes_from_owner(view, holder.part);
     }
     out << "; " << bytes << " bytes in all\n";
   }

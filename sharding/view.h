@@ -16,13 +16,13 @@ struct View {
   };
   /// Payload bytes between the ranks that hold parts of a matrix and its owner.
   struct Traffic {
-    std::int64_t element_bytes = 0;         ///< of an element, to the owner and back
-    std::int64_t row_bytes = 0;             ///< for each row a part touches, to the owner
-    std::int64_t column_bytes = 0;          ///< for each column of a part's rectangle, to the owner
-    std::int64_t block_bytes = 0;           ///< once for each holder, to the owner
-    std::int64_t row_answer_bytes = 0;      ///< likewise, from the owner
+    std::int64_t element_bytes = 0;     ///< of an element, to the owner and back
+    std::int64_t row_bytes = 0;         ///< for each row a part touches, to the owner
+    std::int64_t column_bytes = 0;      ///< for each column of a part's rectangle, to the owner
+    std::int64_t block_bytes = 0;       ///< once for each holder, to the owner
+    std::int64_t row_answer_bytes = 0;  ///< likewise, from the owner
     std::int64_t column_answer_bytes = 0;
-    std::int64_t block_answer_bytes = 0;    ///< once for each holder, from the owner
+    std::int64_t block_answer_bytes = 0;  ///< once for each holder, from the owner
     bool operator==(const Traffic&) const = default;
   };
   Kind kind = Kind::elements;

@@ -23,8 +23,8 @@ struct Alternative {
   std::vector<RankCost> ranks;
 };
 
-/// The plan as chosen, AdamW for every parameter, and REG and Muon in place of the rules that see lines or matrices. Left
-/// out are those that are what was chosen; only the plan itself is left when no rule sees more than elements.
+/// The plan as chosen, AdamW for every parameter, and REG and Muon in place of the rules that see lines or matrices.
+/// Left out are those that are what was chosen; only the plan itself is left when no rule sees more than elements.
 std::vector<Alternative> compare(const sharding::Plan& plan, const std::vector<Param>& params,
                                  const std::vector<Group>& groups, const EngineOptions& options);
 

@@ -224,10 +224,9 @@ class Rank {
           }
         std::int64_t rows = 0;
         for (const MatrixShape& block : of_state.blocks) rows += block.rows;
-        result.tensors[name] =
-            whole.finish(state.extent == StateExtent::elements
-                             ? recorded_.params.at(recorded_.names[p]).shape
-                             : std::vector<std::int64_t>{rows, of_state.blocks.front().cols});
+        result.tensors[name] = whole.finish(state.extent == StateExtent::elements
+                                                ? recorded_.params.at(recorded_.names[p]).shape
+                                                : std::vector<std::int64_t>{rows, of_state.blocks.front().cols});
       }
     }
   }

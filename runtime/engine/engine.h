@@ -81,8 +81,9 @@ struct ParamView {
   DType dtype = DType::f32;
 };
 
-/// A part of one state tensor that this rank holds (replicas excluded when `primary` is false). Most states are as large
-/// as their block; rules that see whole matrices also keep numbers per row, per column or per block, whole at one rank.
+/// A part of one state tensor that this rank holds (replicas excluded when `primary` is false). Most states are as
+/// large as their block; rules that see whole matrices also keep numbers per row, per column or per block, whole at one
+/// rank.
 struct StatePart {
   std::string state;  ///< "momentum", "moment2", "master", ...
   int param = 0;

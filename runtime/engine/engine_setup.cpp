@@ -128,10 +128,10 @@ void Engine::Impl::bind_works() {
 void Engine::Impl::make_matrix_exchanges() {
   if (plan.wave_count() == 0) return;
   if (!kernels::has_matmul())
-    throw Error(Code::invalid_argument, "parameter " + params[plan.matrices().front().param].name + " has rule " +
-                                            std::string(rules[plan.matrices().front().param]->name()) +
-                                            ", which multiplies matrices, but this build has no BLAS: " +
-                                            kernels::matmul_name());
+    throw Error(Code::invalid_argument,
+                "parameter " + params[plan.matrices().front().param].name + " has rule " +
+                    std::string(rules[plan.matrices().front().param]->name()) +
+                    ", which multiplies matrices, but this build has no BLAS: " + kernels::matmul_name());
   std::vector<std::span<float* const>> states;
   for (std::size_t k = 0; k < plan.matrices().size(); ++k) states.push_back(state.of_matrix(static_cast<int>(k)));
   staging.resize(std::min(matrix_waves_under_way, plan.wave_count()));

@@ -105,9 +105,8 @@ void MatrixExchange::lay_out(const sharding::Plan& plan, int wave, std::span<Wor
       if (share.wave != wave) continue;
       needed_ |= share.open();
       const View& view = plan.params()[share.param].views[share.block];
-      const auto work = std::find_if(works.begin(), works.end(), [&](const Work& w) {
-        return w.param == share.param && w.block == share.block;
-      });
+      const auto work = std::find_if(works.begin(), works.end(),
+                                     [&](const Work& w) { return w.param == share.param && w.block == share.block; });
       Owned owned{&share, nullptr, states[k], {}};
       for (const MatrixShare::Holder& holder : share.holders) {
         const bool here = holder.rank == rank_, own = here && share.owner == rank_;
@@ -126,7 +125,9 @@ void MatrixExchange::lay_out(const sharding::Plan& plan, int wave, std::span<Wor
           }
           continue;
         }
-        const auto take = [](std::int64_t& cursor, std::int64_t bytes) { return std::exchange(cursor, cursor + bytes); };
+        const auto take = [](std::int64_t& cursor, std::int64_t bytes) {
+          return std::exchange(cursor, cursor + bytes);
+        };
         if (own) {
           const std::int64_t direction = take(own_gathered, down), update = take(own_returned, up);
           mine_.push_back({&*work, true, direction, update});
@@ -187,7 +188,8 @@ void MatrixExchange::direct(std::span<const StepInfo> infos, DType momentum_dtyp
     Cursor<std::byte> message(to);
     message.skip((work.tensors.run.numel() * view.traffic.element_bytes + 3) / 4 * 4);
     const auto put = [&](const auto& sums) {
-      if (!sums.empty()) std::memcpy(message.skip(static_cast<std::int64_t>(sums.size_bytes())), sums.data(), sums.size_bytes());
+      if (!sums.empty())
+        std::memcpy(message.skip(static_cast<std::int64_t>(sums.size_bytes())), sums.data(), sums.size_bytes());
     };
     put(riders.row_sums);
     put(riders.column_sums);
@@ -296,8 +298,7 @@ void MatrixExchange::take_updates() {
     };
     work.tensors.row_factors = factors(rows * traffic.row_answer_bytes);
     work.tensors.column_factors = factors(cols * traffic.column_answer_bytes);
-    if (traffic.block_answer_bytes > 0)
-      std::memcpy(&work.tensors.number, message.skip(sizeof(double)), sizeof(double));
+    if (traffic.block_answer_bytes > 0) std::memcpy(&work.tensors.number, message.skip(sizeof(double)), sizeof(double));
   }
 }
 

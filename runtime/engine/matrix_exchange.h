@@ -53,7 +53,7 @@ class MatrixExchange {
  private:
   struct Mine {  // a run of this rank
     Work* work;
-    bool owned;  // by this rank: its direction and update stay here
+    bool owned;                      // by this rank: its direction and update stay here
     std::int64_t direction, update;  // where they begin in `directions` or `gathered`, and in `returned`
   };
   struct Part {  // of an owned matrix

@@ -124,10 +124,11 @@ std::vector<Proof::WholeArray> Proof::gather(std::span<const Work> works, bool w
       pieces_of(static_cast<int>(r), [&](const sharding::Piece& piece) {
         std::byte* const to = array.blocks[piece.block].data();
         sharding::for_each_stretch(piece.part, spec.blocks[piece.block].cols,
-                     [&](std::int64_t in_block, std::int64_t in_run, std::int64_t count) {
-                       std::memcpy(to + in_block * array.element_bytes, from + in_run * array.element_bytes,
-                                   static_cast<std::size_t>(count * array.element_bytes));
-                     });
+                                   [&](std::int64_t in_block, std::int64_t in_run, std::int64_t count) {
+                                     std::memcpy(to + in_block * array.element_bytes,
+                                                 from + in_run * array.element_bytes,
+                                                 static_cast<std::size_t>(count * array.element_bytes));
+                                   });
         from += piece.part.run.size() * array.element_bytes;
       });
     }
@@ -201,8 +202,7 @@ void Proof::solve_alone(const sharding::Plan& alone, std::span<Work> works, cons
     here.exchange->solve({&info, 1}, pool_);
     here.exchange->take_updates();
     for (Work* work : here.exchange->works())
-      if (work->passes.empty())
-        rule->update(work->tensors, work->shape, info, momentum_dtype_, pool_, work->health);
+      if (work->passes.empty()) rule->update(work->tensors, work->shape, info, momentum_dtype_, pool_, work->health);
   }
 }
 

@@ -21,8 +21,8 @@ class Proof {
  public:
   /// What is referred to outlives the proof.
   Proof(const sharding::Plan& plan, int rank, std::span<const Rule* const> rule_of_param,
-        std::vector<int> group_of_param, DType momentum_dtype, int every, const OptimizerState& state,
-        Transport& world, ThreadPool& pool);
+        std::vector<int> group_of_param, DType momentum_dtype, int every, const OptimizerState& state, Transport& world,
+        ThreadPool& pool);
 
   bool due(std::int64_t step) const { return step % every_ == 0; }
   /// Draws, and gathers gradient, state and weights. Before the sweep, with gradients bound to the works.
@@ -59,7 +59,7 @@ class Proof {
   };
   ProofReport report_;
   std::vector<AloneWave> alone_waves_;  // of the computation under way
-  std::vector<WholeArray> arrays_;  // on the drawn rank: gradient, states, weights, owners' states
+  std::vector<WholeArray> arrays_;      // on the drawn rank: gradient, states, weights, owners' states
 };
 
 }  // namespace regatta

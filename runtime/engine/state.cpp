@@ -48,8 +48,8 @@ OptimizerState::OptimizerState(const sharding::Plan& plan, int rank, std::span<c
     matrix_offsets.emplace_back();
     if (share.owner != rank) continue;
     for (const StateSpec& spec : matrix_states(*rule_of_param[share.param], momentum_dtype))
-      matrix_offsets.back().push_back(
-          reserve(state_shape(spec.extent, plan.params()[share.param].blocks[share.block]).numel() * size_of(DType::f32)));
+      matrix_offsets.back().push_back(reserve(
+          state_shape(spec.extent, plan.params()[share.param].blocks[share.block]).numel() * size_of(DType::f32)));
   }
   memory_ = Buffer(reserved);
   for (const std::vector<std::int64_t>& of_matrix : matrix_offsets) {

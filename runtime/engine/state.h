@@ -1,6 +1,6 @@
 #pragma once
-// The optimizer state of one rank: what the rules keep for its pieces, fp32 master weights of 16-bit parameters, and the
-// small states of the matrices that it owns.
+// The optimizer state of one rank: what the rules keep for its pieces, fp32 master weights of 16-bit parameters, and
+// the small states of the matrices that it owns.
 
 #include <span>
 #include <string>

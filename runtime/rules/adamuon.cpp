@@ -36,8 +36,8 @@ class AdamuonRule final : public MatrixRule {
   }
 
   int stats_per_line(int, MatrixShape) const override { return 1; }
-  void observe(int, const RunTensors& run, MatrixShape, const StepInfo&, DType,
-               std::span<const kernels::LineFactors>, std::span<kernels::LineSum> stats, ThreadPool&) const override {
+  void observe(int, const RunTensors& run, MatrixShape, const StepInfo&, DType, std::span<const kernels::LineFactors>,
+               std::span<kernels::LineSum> stats, ThreadPool&) const override {
     const auto mu = static_cast<float>(settings_.momentum), rest = static_cast<float>(1 - settings_.momentum);
     auto* const moment = static_cast<float*>(run.state[1]);
     for_each_tile(run.run, [&](const Tile& tile) {
@@ -89,8 +89,11 @@ class AdamuonRule final : public MatrixRule {
 
 const RuleEntry adamuon_entry{
     [] {
-      return info_of<AdamuonSettings>({"adamuon", "sign of the momentum orthogonalised, with a second moment",
-                                       "arXiv 2507.11005; Chongjie-Si/AdaMuon", "high: read in the authors' code", {}},
+      return info_of<AdamuonSettings>({"adamuon",
+                                       "sign of the momentum orthogonalised, with a second moment",
+                                       "arXiv 2507.11005; Chongjie-Si/AdaMuon",
+                                       "high: read in the authors' code",
+                                       {}},
                                       known);
     },
     [](std::span<const std::pair<std::string, std::string>> given) -> std::shared_ptr<const Rule> {

@@ -21,10 +21,12 @@ constexpr Setting<AdamwSettings> known[] = {
 
 const RuleEntry adamw_entry{
     [] {
-      return info_of<AdamwSettings>(
-          {"adamw", "moving averages of gradient and its square, element by element", "torch.optim.AdamW",
-           "high: compared with torch", {}},
-          known);
+      return info_of<AdamwSettings>({"adamw",
+                                     "moving averages of gradient and its square, element by element",
+                                     "torch.optim.AdamW",
+                                     "high: compared with torch",
+                                     {}},
+                                    known);
     },
     [](std::span<const std::pair<std::string, std::string>> given) -> std::shared_ptr<const Rule> {
       return std::make_shared<AdamwRule>(read_settings<AdamwSettings>("adamw", known, given));

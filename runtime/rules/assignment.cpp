@@ -87,8 +87,7 @@ Preset rule_preset(std::string_view preset) {
              {"*gate_proj*", "row_norm"},
              {"*up_proj*", "row_norm"},
              {"*bias*", "adamw"}}};
-  throw Error(Code::invalid_argument,
-              "there is no preset \"" + std::string(preset) + "\"; expected symmetric");
+  throw Error(Code::invalid_argument, "there is no preset \"" + std::string(preset) + "\"; expected symmetric");
 }
 
 std::string_view assigned_rule(std::span<const Assignment> assignments, std::string_view name,

@@ -97,10 +97,12 @@ class CentredRowNormRule final : public Rule {
 
 const RuleEntry centred_row_norm_entry{
     [] {
-      return info_of<LineNormSettings>(
-          {"centred_row_norm", "row-norm without what all rows share", "arXiv 2605.18106; timlautk/equivariant_optimizers",
-           "high: read in the authors' code", {}},
-          line_norm_settings());
+      return info_of<LineNormSettings>({"centred_row_norm",
+                                        "row-norm without what all rows share",
+                                        "arXiv 2605.18106; timlautk/equivariant_optimizers",
+                                        "high: read in the authors' code",
+                                        {}},
+                                       line_norm_settings());
     },
     [](std::span<const std::pair<std::string, std::string>> given) -> std::shared_ptr<const Rule> {
       return std::make_shared<CentredRowNormRule>(

@@ -29,9 +29,7 @@ float guarded_inverse(double norm, const LineNormSettings& settings) {
   return kernels::inverse_norm(norm <= std::numeric_limits<float>::min() ? 0 : norm + settings.eps, 0);
 }
 
-std::string LineNormRule::settings_text() const {
-  return text_of_settings<LineNormSettings>(name_, known, settings_);
-}
+std::string LineNormRule::settings_text() const { return text_of_settings<LineNormSettings>(name_, known, settings_); }
 
 sharding::View LineNormRule::view(MatrixShape) const {
   return sharding::View::lines({line_}, static_cast<std::int64_t>(sizeof(LineSum)));
@@ -41,8 +39,7 @@ sharding::View LineNormRule::view(MatrixShape) const {
 void LineNormRule::update(const RunTensors& run, MatrixShape block, const StepInfo& info, DType momentum_dtype,
                           ThreadPool& pool, SweepHealth& health) const {
   if (run.run.empty()) return;
-  const kernels::RegTensors all =
-      line_tensors(run, info, momentum_dtype, settings_.momentum, settings_.weight_decay);
+  const kernels::RegTensors all = line_tensors(run, info, momentum_dtype, settings_.momentum, settings_.weight_decay);
   const auto row_of = [&](std::int64_t begin) {
     return part_of(all, {run.run.rows, run.run.cols, begin, begin + run.run.cols});
   };

@@ -56,8 +56,7 @@ class LineNormRule : public Rule {
 template <Line line>
 std::shared_ptr<const Rule> make_line_norm(std::string_view name,
                                            std::span<const std::pair<std::string, std::string>> given) {
-  return std::make_shared<LineNormRule>(name, line,
-                                        read_settings<LineNormSettings>(name, line_norm_settings(), given));
+  return std::make_shared<LineNormRule>(name, line, read_settings<LineNormSettings>(name, line_norm_settings(), given));
 }
 
 }  // namespace regatta

@@ -23,9 +23,8 @@ void add_to_riders(const Riders& riders, const MatrixRun& run, const Tile& tile,
     if (both) add(sums.subspan(0, lines), grad);
     add(sums.subspan(both ? lines : 0, lines), direction);
   };
-  arrays(riders.row_sums, run.touched_rows().size(), [&](std::span<LineSum> sums, const float* values) {
-    add_squares(sums[tile.row], values, tile.count);
-  });
+  arrays(riders.row_sums, run.touched_rows().size(),
+         [&](std::span<LineSum> sums, const float* values) { add_squares(sums[tile.row], values, tile.count); });
   arrays(riders.column_sums, run.cols, [&](std::span<LineSum> sums, const float* values) {
     for (std::int64_t i = 0; i < tile.count; ++i)
       kernels::add(sums[tile.col + i], static_cast<double>(values[i]) * values[i]);
@@ -42,8 +41,8 @@ MatrixRule::MatrixRule(const MatrixSettings& common) : common_(common) {
   common_.iteration.bf16 = !common.fp32;
 }
 
-void MatrixRule::direct(const RunTensors& run, MatrixShape, const StepInfo& info, DType momentum_dtype,
-                        void* direction, const Riders& riders, ThreadPool& pool) const {
+void MatrixRule::direct(const RunTensors& run, MatrixShape, const StepInfo& info, DType momentum_dtype, void* direction,
+                        const Riders& riders, ThreadPool& pool) const {
   const double mu = common_.momentum, gain = common_.form == MatrixSettings::Form::ema ? 1 - mu : 1;
   const kernels::KernelTable& kernels = kernels::cpu_kernels();
   const bool sums = !riders.row_sums.empty() || !riders.column_sums.empty() || !riders.block_sums.empty();

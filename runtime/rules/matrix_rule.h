@@ -71,8 +71,8 @@ class MatrixRule : public Rule {
   std::int64_t scratch(MatrixShape block) const override { return newton_schulz_scratch(block); }
   /// Orthogonalises, counts the direction's norm as a line of the health figures, then calls finish().
   void solve(WholeMatrix&, const StepInfo&, ThreadPool&, kernels::SweepHealth&) const override;
-  /// w <- fl(w decay) - fl(s o), s = scale * row factor * column factor in fp64, rounded once. Those of the factors that
-  /// travel.
+  /// w <- fl(w decay) - fl(s o), s = scale * row factor * column factor in fp64, rounded once. Those of the factors
+  /// that travel.
   void update(const RunTensors&, MatrixShape block, const StepInfo&, DType momentum_dtype, ThreadPool&,
               kernels::SweepHealth&) const override;
 

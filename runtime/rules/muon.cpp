@@ -64,7 +64,7 @@ class MuonRule final : public MatrixRule {
   Step step(MatrixShape block, const StepInfo& info, double) const override {
     const auto m = static_cast<double>(block.rows), n = static_cast<double>(block.cols);
     return decoupled(info, settings_.scale == MuonSettings::Scale::match_rms ? 0.2 * std::sqrt(std::max(m, n))
-                                                                            : std::sqrt(std::max(1.0, m / n)));
+                                                                             : std::sqrt(std::max(1.0, m / n)));
   }
 
  private:
@@ -75,10 +75,12 @@ class MuonRule final : public MatrixRule {
 
 const RuleEntry muon_entry{
     [] {
-      return info_of<MuonSettings>(
-          {"muon", "orthogonalised momentum; variants of Keller Jordan, Moonlight and torch",
-           "KellerJordan/Muon; arXiv 2502.16982; torch.optim.Muon", "high: read in the authors' code", {}},
-          known);
+      return info_of<MuonSettings>({"muon",
+                                    "orthogonalised momentum; variants of Keller Jordan, Moonlight and torch",
+                                    "KellerJordan/Muon; arXiv 2502.16982; torch.optim.Muon",
+                                    "high: read in the authors' code",
+                                    {}},
+                                   known);
     },
     [](std::span<const std::pair<std::string, std::string>> given) -> std::shared_ptr<const Rule> {
       std::vector<std::pair<std::string, std::string>> ordered(given.begin(), given.end());

@@ -3,14 +3,15 @@
 //     O = Newton-Schulz of D, the Nesterov mix;  v_j <- mu2 v_j + (1 - mu2) norm(column j of G)^2
 //     s_j = norm(column j of D) / (sqrt(v_j) + eps), brought within [c mean(s), mean(s) / c]
 //     b = lr sqrt(1 - mu2^t) / (1 - mu1^t + 1e-12)
-//     w_ij <- w_ij max(0, 1 - weight_decay min(b s_j, 1)) - min(0.2 sqrt(max(m, n)) b s_j, 1) O_ij
+//     form=code    w_ij <- w_ij max(0, 1 - weight_decay min(b s_j, 1)) - min(0.2 sqrt(max(m, n)) b s_j, 1) O_ij
+//     form=paper   w_ij <- w_ij (1 - weight_decay b s_j) - b s_j O_ij
 //
 // Norms are exact sums over the shards. c = 0 switches the clamp off. Defaults of the code; the authors' GPT-2 runs use
 // c = 0.01.
 
 #include <cmath>
 
-#include "runtime/rules/matrix_rule.h"
+#include "runtime/rules/namo.h"
 
 namespace regatta {
 namespace {
@@ -19,6 +20,7 @@ struct NamoDSettings : MatrixSettings {
   double beta2 = 0.99;
   double eps = 1e-8;
   double c = 0.75;
+  NamoForm form = NamoForm::code;
   NamoDSettings() { weight_decay = 0.1; }
 };
 
@@ -28,6 +30,7 @@ constexpr Setting<NamoDSettings> own[] = {
     {"c", "a number in [0, 1]",
      [](NamoDSettings& s, std::string_view text) { return parse_number(text, s.c) && s.c >= 0 && s.c <= 1; },
      [](const NamoDSettings& s) { return shortest(s.c); }},
+    choice_setting<&NamoDSettings::form, namo_form_names>("form", "code or paper"),
 };
 constexpr auto known = with_matrix_settings(own);
 
@@ -44,14 +47,17 @@ class NamoDRule final : public MatrixRule {
     const auto t = static_cast<double>(info.step);
     const double b =
         info.lr * std::sqrt(1 - std::pow(settings_.beta2, t)) / (1 - std::pow(settings_.momentum, t) + 1e-12);
+    const bool paper = settings_.form == NamoForm::paper;
     const double scale = 0.2 * std::sqrt(static_cast<double>(std::max(block.rows, block.cols)));
     sweep_tiles(run.run, pool, health, [&](const Tile& tile, kernels::SweepHealth& part) {
       float weights[tile_numel];
       read_tile(run.solved, run.solved_dtype, tile, weights);
       for (std::int64_t i = 0; i < tile.count; ++i) {
         const double step = b * run.column_factors[tile.col + i];
-        const auto decay = static_cast<float>(std::max(0.0, 1 - settings_.weight_decay * std::min(step, 1.0)));
-        weights[i] = run.weight[tile.offset + i] * decay - static_cast<float>(std::min(scale * step, 1.0)) * weights[i];
+        const double decay =
+            paper ? 1 - settings_.weight_decay * step : std::max(0.0, 1 - settings_.weight_decay * std::min(step, 1.0));
+        const double factor = paper ? step : std::min(scale * step, 1.0);
+        weights[i] = run.weight[tile.offset + i] * static_cast<float>(decay) - static_cast<float>(factor) * weights[i];
       }
       write_weights(run, tile, weights, part);
     });
@@ -92,8 +98,11 @@ class NamoDRule final : public MatrixRule {
 
 const RuleEntry namo_d_entry{
     [] {
-      return info_of<NamoDSettings>({"namo_d", "NAMO with a step for every column", "arXiv 2602.17080; minxin-zhg/namo",
-                                     "high: read in the authors' code", {}},
+      return info_of<NamoDSettings>({"namo_d",
+                                     "NAMO with a step for every column",
+                                     "arXiv 2602.17080; minxin-zhg/namo",
+                                     "high: read in the authors' code",
+                                     {}},
                                     known);
     },
     [](std::span<const std::pair<std::string, std::string>> given) -> std::shared_ptr<const Rule> {

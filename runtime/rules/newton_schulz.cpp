@@ -92,8 +92,8 @@ class Iteration {
       float* const to = poly_ + rows.begin * k_ + rows.begin;
       for (std::int64_t i = 0; i < rows.size(); ++i)
         std::memcpy(to + i * k_, gram_ + (rows.begin + i) * k_ + rows.begin, cols * sizeof(float));
-      kernels::matmul({rows.size(), cols, k_, gram_ + rows.begin * k_, k_, false, gram_ + rows.begin, k_, false, to, k_,
-                       s.c, s.b});
+      kernels::matmul(
+          {rows.size(), cols, k_, gram_ + rows.begin * k_, k_, false, gram_ + rows.begin, k_, false, to, k_, s.c, s.b});
       round_rows(to, rows.size(), cols, k_);
     });
     mirror(poly_);

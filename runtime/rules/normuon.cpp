@@ -48,7 +48,8 @@ class NormuonRule final : public MatrixRule {
     float* const moment = matrix.state[0];
     double before = 0, after = 0;  // squared norms of O and A
     for (std::int64_t i = 0; i < matrix.shape.rows; ++i) {
-      const double norm = frobenius_norm(matrix.values + i * matrix.shape.cols, matrix.shape.cols), squares = norm * norm;
+      const double norm = frobenius_norm(matrix.values + i * matrix.shape.cols, matrix.shape.cols),
+                   squares = norm * norm;
       moment[i] = static_cast<float>(settings_.beta2 * moment[i] + (1 - settings_.beta2) * squares / n);
       const double divisor = std::sqrt(moment[i]) + settings_.eps;
       matrix.row_factors[i] = divisor > 0 ? static_cast<float>(1 / divisor) : 0;
@@ -71,9 +72,11 @@ class NormuonRule final : public MatrixRule {
 
 const RuleEntry normuon_entry{
     [] {
-      return info_of<NormuonSettings>({"normuon", "Muon with every row at its usual size",
+      return info_of<NormuonSettings>({"normuon",
+                                       "Muon with every row at its usual size",
                                        "arXiv 2510.05491; zichongli5/NorMuon",
-                                       "high: read in the authors' code; its scale is not the paper's", {}},
+                                       "high: read in the authors' code; its scale is not the paper's",
+                                       {}},
                                       known);
     },
     [](std::span<const std::pair<std::string, std::string>> given) -> std::shared_ptr<const Rule> {

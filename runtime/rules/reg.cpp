@@ -36,9 +36,11 @@ static_assert(RegSettings::most_passes == 16, "the text above says 16");
 
 const RuleEntry reg_entry{
     [] {
-      return info_of<RegSettings>({"reg", "momentum with every row or column at the same norm, at a fixed update RMS",
+      return info_of<RegSettings>({"reg",
+                                   "momentum with every row or column at the same norm, at a fixed update RMS",
                                    "arXiv 2510.03691, read as a digest",
-                                   "medium: one pass with p = 2; low: more passes and the defaults", {}},
+                                   "medium: one pass with p = 2; low: more passes and the defaults",
+                                   {}},
                                   known);
     },
     [](std::span<const std::pair<std::string, std::string>> given) -> std::shared_ptr<const Rule> {

@@ -6,15 +6,16 @@
 
 namespace regatta {
 
-const RuleEntry row_norm_entry{
-    [] {
-      return info_of<LineNormSettings>({"row_norm", "every row of the momentum at norm one",
-                                        "arXiv 2605.18106; timlautk/equivariant_optimizers",
-                                        "high: read in the authors' code", {}},
-                                       line_norm_settings());
-    },
-    [](std::span<const std::pair<std::string, std::string>> given) {
-      return make_line_norm<Line::row>("row_norm", given);
-    }};
+const RuleEntry row_norm_entry{[] {
+                                 return info_of<LineNormSettings>({"row_norm",
+                                                                   "every row of the momentum at norm one",
+                                                                   "arXiv 2605.18106; timlautk/equivariant_optimizers",
+                                                                   "high: read in the authors' code",
+                                                                   {}},
+                                                                  line_norm_settings());
+                               },
+                               [](std::span<const std::pair<std::string, std::string>> given) {
+                                 return make_line_norm<Line::row>("row_norm", given);
+                               }};
 
 }  // namespace regatta

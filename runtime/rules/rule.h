@@ -79,7 +79,7 @@ struct WholeMatrix {
   float* values = nullptr;  ///< row-major; the direction, and in its place the orthogonal factor
   std::span<const kernels::LineSum> row_sums, column_sums;
   std::span<const kernels::WholeSum> block_sums;
-  std::span<float* const> state;                 ///< those that are not StateExtent::elements, in the order of Rule::state
+  std::span<float* const> state;  ///< those that are not StateExtent::elements, in the order of Rule::state
   std::span<float> row_factors, column_factors;  ///< to fill
   double number = 0;                             ///< to fill
   std::span<float> scratch;                      ///< Rule::scratch() of them
@@ -101,8 +101,8 @@ class Rule {
   virtual sharding::View view(MatrixShape block) const = 0;
   virtual std::vector<StateSpec> state(DType momentum_dtype) const = 0;
 
-  /// The whole step in one sweep. Requires: view is elements; or the run is whole rows and view.one_sweep_rows(); or view
-  /// is matrix without passes, after solve().
+  /// The whole step in one sweep. Requires: view is elements; or the run is whole rows and view.one_sweep_rows(); or
+  /// view is matrix without passes, after solve().
   virtual void update(const RunTensors&, MatrixShape block, const StepInfo&, DType momentum_dtype, ThreadPool&,
                       kernels::SweepHealth&) const = 0;
 
@@ -138,8 +138,8 @@ class Rule {
                      std::span<const kernels::LineFactors> /*passes*/, ThreadPool&, kernels::SweepHealth&) const {}
 };
 
-/// NAME=VALUE settings of a rule; makes one of rule_names(). Throws Error(invalid_argument) naming the rule, the setting
-/// or the value, and listing what exists. `lr` is not a rule's setting here: it comes with the step.
+/// NAME=VALUE settings of a rule; makes one of rule_names(). Throws Error(invalid_argument) naming the rule, the
+/// setting or the value, and listing what exists. `lr` is not a rule's setting here: it comes with the step.
 std::shared_ptr<const Rule> make_rule(std::string_view name,
                                       std::span<const std::pair<std::string, std::string>> settings);
 /// `rule` with some of its settings changed. Throws as make_rule does, also for a rule that make_rule does not know.

@@ -1,10 +1,10 @@
 // TrasMuon: Muon with rows at their usual size, a fixed update RMS, and columns of unusual energy damped (arXiv
 // 2602.13498, known from two digests that differ in the damping).
 //
-//     O = Newton-Schulz of M (no Nesterov);  v_i <- beta2 v_i + (1 - beta2) mean_j O_ij^2;  B_ij = O_ij / sqrt(v_i + eps)
-//     E_j = sum_i M_ij^2;  E_ref <- median_j E_j at step 1, later energy_beta E_ref + (1 - energy_beta) median_j E_j
-//     ratio_j = E_j / (E_ref + eps)
-//     damping=trigger  r_j = 1 while ratio_j <= trigger, else 1 / (1 + alpha log(1 + ratio_j / trigger)), at least
+//     O = Newton-Schulz of M (no Nesterov);  v_i <- beta2 v_i + (1 - beta2) mean_j O_ij^2;  B_ij = O_ij / sqrt(v_i +
+//     eps) E_j = sum_i M_ij^2;  E_ref <- median_j E_j at step 1, later energy_beta E_ref + (1 - energy_beta) median_j
+//     E_j ratio_j = E_j / (E_ref + eps) damping=trigger  r_j = 1 while ratio_j <= trigger, else 1 / (1 + alpha log(1 +
+//     ratio_j / trigger)), at least
 //                      damping_min; c_j <- damping_beta c_j + (1 - damping_beta) r_j, from c_j = 1
 //     damping=smooth   c_j = 1 / (1 + alpha log(1 + ratio_j)), within [damping_min, 1]
 //     w <- w (1 - lr weight_decay) - lr sqrt(m n) / (norm_F(B) + eps) (B with column j times c_j)
@@ -96,7 +96,8 @@ class TrasmuonRule final : public MatrixRule {
     float* const moment = matrix.state[0];
     double squares_of_b = 0;
     for (std::int64_t i = 0; i < matrix.shape.rows; ++i) {
-      const double norm = frobenius_norm(matrix.values + i * matrix.shape.cols, matrix.shape.cols), squares = norm * norm;
+      const double norm = frobenius_norm(matrix.values + i * matrix.shape.cols, matrix.shape.cols),
+                   squares = norm * norm;
       moment[i] = static_cast<float>(settings_.beta2 * moment[i] + (1 - settings_.beta2) * squares / n);
       const double divisor = std::sqrt(moment[i] + settings_.eps);
       matrix.row_factors[i] = divisor > 0 ? static_cast<float>(1 / divisor) : 0;
@@ -135,11 +136,12 @@ class TrasmuonRule final : public MatrixRule {
 
 const RuleEntry trasmuon_entry{
     [] {
-      return info_of<TrasmuonSettings>(
-          {"trasmuon", "Muon at a fixed update RMS, columns of unusual energy damped",
-           "arXiv 2602.13498 by digest; RhizomeResearch/rollfast",
-           "medium; low for the damping, on which the sources differ", {}},
-          known);
+      return info_of<TrasmuonSettings>({"trasmuon",
+                                        "Muon at a fixed update RMS, columns of unusual energy damped",
+                                        "arXiv 2602.13498 by digest; RhizomeResearch/rollfast",
+                                        "medium; low for the damping, on which the sources differ",
+                                        {}},
+                                       known);
     },
     [](std::span<const std::pair<std::string, std::string>> given) -> std::shared_ptr<const Rule> {
       return std::make_shared<TrasmuonRule>(read_settings<TrasmuonSettings>("trasmuon", known, given));

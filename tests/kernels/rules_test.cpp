@@ -229,9 +229,9 @@ TEST(MakeRule, AVariantSetsWhatIsNotGiven) {
   EXPECT_EQ(value({{"weight_decay", "0.3"}, {"variant", "torch"}}, "weight_decay"), "0.3");
   EXPECT_EQ(value({{"variant", "torch"}}, "scale"), "original");
   const auto rule = make_rule("muon", Settings{{"variant", "torch"}, {"scale", "match_rms"}});
-  EXPECT_EQ(changed_rule(*rule, Settings{{"momentum", "0.8"}})->settings_text(),
-            make_rule("muon", Settings{{"variant", "torch"}, {"scale", "match_rms"}, {"momentum", "0.8"}})
-                ->settings_text());
+  EXPECT_EQ(
+      changed_rule(*rule, Settings{{"momentum", "0.8"}})->settings_text(),
+      make_rule("muon", Settings{{"variant", "torch"}, {"scale", "match_rms"}, {"momentum", "0.8"}})->settings_text());
 }
 
 TEST(MakeRule, SettingsTextNamesEverySetting) {

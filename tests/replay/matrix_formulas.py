@@ -170,7 +170,7 @@ def trasmuon(weight, grads, lr, damping="trigger", mu=0.95, beta2=0.95, eps=1e-8
                     "damped": [[1 - x for x in c]]}
 
 
-def namo(weight, grads, lr, mu=0.95, beta2=0.99, eps=1e-8, decay=0.1, **iteration):
+def namo(weight, grads, lr, form="code", mu=0.95, beta2=0.99, eps=1e-8, decay=0.1, **iteration):
     m, n = len(weight), len(weight[0])
     momentum, v = zeros(m, n), 0.0
     for t, grad in enumerate(grads, 1):
@@ -178,11 +178,14 @@ def namo(weight, grads, lr, mu=0.95, beta2=0.99, eps=1e-8, decay=0.1, **iteratio
         o = newton_schulz(d, **iteration)
         v = beta2 * v + (1 - beta2) * norm(grad) ** 2
         a = lr * math.sqrt(1 - beta2**t) / (1 - mu**t + 1e-12) * norm(d) / (math.sqrt(v) + eps)
-        weight = combine(1 - decay * min(a, 1), weight, -min(0.2 * math.sqrt(max(m, n)) * a, 1), o)
+        if form == "paper":
+            weight = combine(1 - decay * a, weight, -a, o)
+        else:
+            weight = combine(1 - decay * min(a, 1), weight, -min(0.2 * math.sqrt(max(m, n)) * a, 1), o)
     return weight, {"momentum": momentum, "gradient_moment": [[v]]}
 
 
-def namo_d(weight, grads, lr, mu=0.95, beta2=0.99, eps=1e-8, decay=0.1, c=0.75, **iteration):
+def namo_d(weight, grads, lr, form="code", mu=0.95, beta2=0.99, eps=1e-8, decay=0.1, c=0.75, **iteration):
     m, n = len(weight), len(weight[0])
     momentum, v = zeros(m, n), [0.0] * n
     for t, grad in enumerate(grads, 1):
@@ -195,8 +198,11 @@ def namo_d(weight, grads, lr, mu=0.95, beta2=0.99, eps=1e-8, decay=0.1, c=0.75, 
             s = [min(max(x, c * mean), mean / c) for x in s]
         b = lr * math.sqrt(1 - beta2**t) / (1 - mu**t + 1e-12)
         scale = 0.2 * math.sqrt(max(m, n))
-        weight = [[w * max(0, 1 - decay * min(b * sj, 1)) - min(scale * b * sj, 1) * x for w, x, sj in zip(rw, ro, s)]
-                  for rw, ro in zip(weight, o)]
+        if form == "paper":
+            weight = [[w * (1 - decay * b * sj) - b * sj * x for w, x, sj in zip(rw, ro, s)] for rw, ro in zip(weight, o)]
+        else:
+            weight = [[w * max(0, 1 - decay * min(b * sj, 1)) - min(scale * b * sj, 1) * x for w, x, sj in zip(rw, ro, s)]
+                      for rw, ro in zip(weight, o)]
     return weight, {"momentum": momentum, "gradient_moment": [v]}
 
 

@@ -25,6 +25,7 @@ LINE_RULES = {"row_norm", "column_norm", "centred_row_norm"}
 CONFIGURATIONS = {
     "defaults": {},
     "other forms": {"muon": {"variant": "keller_jordan"}, "normuon": {"scale": "code"}, "trasmuon": {"damping": "smooth"},
+                    "namo": {"form": "paper"}, "namo_d": {"form": "paper"},
                     "row_norm": {"guard": "clamp"}, "centred_row_norm": {"guard": "clamp"}},
     "quintic, torch": {"muon": {"variant": "torch", "coefficients": "quintic"}, "normuon": {"coefficients": "polar_express"},
                        "namo": {"steps": 3}},

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <set>
 
+#include "kernels/matmul.h"
 #include "runtime/engine/engine.h"
 #include "runtime/error.h"
 #include "tests/support/spmd.h"
@@ -106,6 +107,7 @@ TEST(Proof, IsSilentInEveryLayout) {
 }
 
 TEST(Proof, IsSilentForRulesThatSeeWholeMatrices) {
+  if (!kernels::has_matmul()) GTEST_SKIP() << "no BLAS in this build";
   for (const char* mesh : {"dp=3", "dp=2,tp=2"}) {
     for (const char* rule : {"muon", "adamuon", "trasmuon", "namo", "namo_d", "centred_row_norm"}) {
       EngineOptions options;
@@ -130,6 +132,7 @@ class WrongUpdate : public TransportFaults {
 };
 
 TEST(Proof, SeesOneWrongBitOfAnUpdate) {
+  if (!kernels::has_matmul()) GTEST_SKIP() << "no BLAS in this build";
   EngineOptions options;
   options.proof_every = 1;
   WrongUpdate faults;

@@ -6,6 +6,7 @@
 #include <random>
 
 #include "cli/replay/run.h"
+#include "kernels/matmul.h"
 #include "tests/support/recorded_case.h"
 #include "tests/support/spmd.h"
 
@@ -150,19 +151,21 @@ TEST_F(ShardedEqualsWhole, Adamw) {
 }
 
 TEST_F(ShardedEqualsWhole, RulesThatSeeWholeMatrices) {
+  if (!kernels::has_matmul()) GTEST_SKIP() << "no BLAS in this build";
   std::mt19937 random(16);
   const ReplayCase recorded = awkward_shapes(7);
-  const std::vector<std::pair<const char*, Settings>> rules{{"muon", {}},
-                                                            {"muon", {{"variant", "torch"}, {"precision", "fp32"}}},
-                                                            {"normuon", {}},
-                                                            {"normuon", {{"scale", "code"}}},
-                                                            {"adamuon", {}},
-                                                            {"trasmuon", {}},
-                                                            {"trasmuon", {{"damping", "smooth"}, {"precision", "fp32"}}},
-                                                            {"namo", {}},
-                                                            {"namo_d", {}},
-                                                            {"row_norm", {}},
-                                                            {"centred_row_norm", {}}};
+  const std::vector<std::pair<const char*, Settings>> rules{
+      {"muon", {}},
+      {"muon", {{"variant", "torch"}, {"precision", "fp32"}}},
+      {"normuon", {}},
+      {"normuon", {{"scale", "code"}}},
+      {"adamuon", {}},
+      {"trasmuon", {}},
+      {"trasmuon", {{"damping", "smooth"}, {"precision", "fp32"}}},
+      {"namo", {}},
+      {"namo_d", {}},
+      {"row_norm", {}},
+      {"centred_row_norm", {}}};
   for (const auto& [rule, settings] : rules) {
     const ReplayResult whole = run(recorded, rule, settings, {});
     sweep_layouts(random, 16, [&](const Layout& layout) {
@@ -172,6 +175,7 @@ TEST_F(ShardedEqualsWhole, RulesThatSeeWholeMatrices) {
 }
 
 TEST_F(ShardedEqualsWhole, MatrixRulesWithSixteenBitParametersAndMomentum) {
+  if (!kernels::has_matmul()) GTEST_SKIP() << "no BLAS in this build";
   std::mt19937 random(17);
   momentum_dtype_ = DType::bf16;
   clip_ = 0.5;

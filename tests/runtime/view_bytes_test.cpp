@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "cli/replay/run.h"
+#include "kernels/matmul.h"
 #include "runtime/engine/setup.h"
 #include "runtime/transport/transport.h"
 #include "tests/support/recorded_case.h"
@@ -197,6 +198,7 @@ TEST(ViewBytes, OtherNormsAddOneNumberPerBlock) {  // p = 1: magnitudes and squa
 // The matrix column of the table: every holder but the owner sends its elements, and receives as many, with E bytes an
 // element; rules' sums, factors and numbers ride along.
 TEST(ViewBytes, WholeMatricesGoToTheirOwnersAndBack) {
+  if (!kernels::has_matmul()) GTEST_SKIP() << "no BLAS in this build";
   constexpr std::int64_t E = 2;
   const MatrixShape shape{40, 24};
   const std::int64_t piece = shape.numel() / P;
@@ -218,8 +220,7 @@ TEST(ViewBytes, WholeMatricesGoToTheirOwnersAndBack) {
       const int owner = plan.matrices()[0].owner;
       for (int rank = 0; rank < P; ++rank) {
         EXPECT_EQ(counted[rank], plan.wire_bytes(rank));
-        EXPECT_EQ(counted[rank].exchange,
-                  rank == owner ? (P - 1) * (E * piece + extra.back) : E * piece + extra.there)
+        EXPECT_EQ(counted[rank].exchange, rank == owner ? (P - 1) * (E * piece + extra.back) : E * piece + extra.there)
             << extra.rule << " rank " << rank;
       }
     }
