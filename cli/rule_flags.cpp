@@ -60,8 +60,7 @@ void add_rule_flags(CLI::App& app, RuleFlags& flags) {
                  "GLOB=RULE: parameters whose name matches use that rule; the last match wins")
       ->take_all();
   app.add_option("--preset", flags.preset,
-                 "Rules by layer, before --assign: symmetric (embeddings, gate and up by rows, head and routers "
-                 "centred, other matrices muon)");
+                 "Rules by layer, before --assign: symmetric (each respects its layer's symmetries; docs/rules.md)");
 }
 
 RuleChoice choose_rules(const RuleFlags& flags, const std::vector<std::string>& names, double lr,
