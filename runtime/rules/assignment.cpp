@@ -86,6 +86,7 @@ Preset rule_preset(std::string_view preset) {
              {"*mlp.gate.weight", "centred_row_norm"},
              {"*gate_proj*", "row_norm"},
              {"*up_proj*", "row_norm"},
+             {"*down_proj*", "column_norm"},
              {"*bias*", "adamw"}}};
   throw Error(Code::invalid_argument, "there is no preset \"" + std::string(preset) + "\"; expected symmetric");
 }

@@ -29,8 +29,8 @@ struct Preset {
 
 /// "symmetric": rules that respect the symmetries of each layer, as arXiv 2605.18106 assigns them: attention and other
 /// hidden matrices muon; embeddings row_norm; an untied head and routers centred_row_norm, since a shift that all
-/// outputs share does nothing; gate and up projections row_norm. Throws Error(invalid_argument) with the names there
-/// are.
+/// outputs share does nothing; gate and up projections row_norm, down projections column_norm. Throws
+/// Error(invalid_argument) with the names there are.
 Preset rule_preset(std::string_view preset);
 
 /// The rule of the last assignment whose glob matches, or `otherwise`.

@@ -16,11 +16,11 @@ struct RuleEntry {
 };
 
 extern const RuleEntry reg_entry, adamw_entry, muon_entry, normuon_entry, adamuon_entry, trasmuon_entry, namo_entry,
-    namo_d_entry, row_norm_entry, centred_row_norm_entry;
+    namo_d_entry, row_norm_entry, column_norm_entry, centred_row_norm_entry;
 
 inline constexpr const RuleEntry* rule_entries[] = {
-    &reg_entry,      &adamw_entry, &muon_entry,   &normuon_entry,  &adamuon_entry,
-    &trasmuon_entry, &namo_entry,  &namo_d_entry, &row_norm_entry, &centred_row_norm_entry,
+    &reg_entry,  &adamw_entry,  &muon_entry,     &normuon_entry,     &adamuon_entry,          &trasmuon_entry,
+    &namo_entry, &namo_d_entry, &row_norm_entry, &column_norm_entry, &centred_row_norm_entry,
 };
 
 }  // namespace regatta

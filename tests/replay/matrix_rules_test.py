@@ -19,7 +19,7 @@ import safetensors_lite
 LR = 0.02
 STEPS = 3
 SHAPES = {"wide": (6, 17), "tall": (19, 5), "square": (8, 8), "row": (1, 9), "column": (9, 1), "zero": (5, 7)}
-RULES = ["muon", "normuon", "adamuon", "trasmuon", "namo", "namo_d", "row_norm", "centred_row_norm"]
+RULES = ["muon", "normuon", "adamuon", "trasmuon", "namo", "namo_d", "row_norm", "column_norm", "centred_row_norm"]
 LINE_RULES = {"row_norm", "column_norm", "centred_row_norm"}
 # Sets of settings; each also passed to the formulas.
 CONFIGURATIONS = {

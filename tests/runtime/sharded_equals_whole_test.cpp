@@ -165,6 +165,7 @@ TEST_F(ShardedEqualsWhole, RulesThatSeeWholeMatrices) {
       {"namo", {}},
       {"namo_d", {}},
       {"row_norm", {}},
+      {"column_norm", {}},
       {"centred_row_norm", {}}};
   for (const auto& [rule, settings] : rules) {
     const ReplayResult whole = run(recorded, rule, settings, {});
