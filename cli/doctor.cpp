@@ -52,6 +52,7 @@ Diagnosis diagnose(const Flags& flags) {
   now.build_type = build_facts().build_type;
   now.built_with_mpi = built_with("MPI");
   now.built_with_torch = built_with("LibTorch");
+  now.built_with_blas = built_with("OpenBLAS");
   now.omp_num_threads = environment("OMP_NUM_THREADS");
   now.root_allowed =
       environment("OMPI_ALLOW_RUN_AS_ROOT") == "1" && environment("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM") == "1";
