@@ -1,6 +1,6 @@
 #pragma once
-// Arrays that live on the host and on the machine under test, and the comparison of the two. NaNs are equal whatever their
-// bits; everything else bit for bit, what lies before and after an array included.
+// Arrays that live on the host and on the machine under test, and the comparison of the two. NaNs are equal whatever
+// their bits; everything else bit for bit, what lies before and after an array included.
 
 #include <gtest/gtest.h>
 
@@ -110,8 +110,15 @@ inline void expect_same_lines(const kernels::SweepHealth& a, const kernels::Swee
   EXPECT_EQ(a.largest_norm, b.largest_norm) << what;
 }
 inline void expect_close_sums(const kernels::SweepHealth& a, const kernels::SweepHealth& b, const std::string& what) {
-  if (std::isfinite(b.update_squares)) EXPECT_NEAR(a.update_squares, b.update_squares, 2e-6 * b.update_squares) << what;
-  if (std::isfinite(b.weight_squares)) EXPECT_NEAR(a.weight_squares, b.weight_squares, 2e-6 * b.weight_squares) << what;
+  const auto close = [&](double x, double y) {
+    if (std::isfinite(y)) {
+      EXPECT_NEAR(x, y, 2e-6 * y) << what;
+    } else {
+      EXPECT_FALSE(std::isfinite(x)) << what;
+    }
+  };
+  close(a.update_squares, b.update_squares);
+  close(a.weight_squares, b.weight_squares);
 }
 
 /// Merges what the blocks of a launch left behind, by segment.
@@ -195,9 +202,10 @@ inline std::vector<cuda::RegScalars> two_groups() {
   return {a, b};
 }
 
-inline const cuda::Dtypes dtype_cases[] = {{DType::f32, DType::f32, DType::f32},   {DType::bf16, DType::f32, DType::bf16},
-                                           {DType::f32, DType::f32, DType::bf16},  {DType::f16, DType::f32, DType::f16},
-                                           {DType::bf16, DType::bf16, DType::bf16}, {DType::f32, DType::bf16, DType::f32},
-                                           {DType::f16, DType::bf16, DType::f16}};
+inline const cuda::Dtypes dtype_cases[] = {
+    {DType::f32, DType::f32, DType::f32},    {DType::bf16, DType::f32, DType::bf16},
+    {DType::f32, DType::f32, DType::bf16},   {DType::f16, DType::f32, DType::f16},
+    {DType::bf16, DType::bf16, DType::bf16}, {DType::f32, DType::bf16, DType::f32},
+    {DType::f16, DType::bf16, DType::f16}};
 
 }  // namespace regatta::testing

@@ -1,10 +1,11 @@
 #pragma once
 // Blocks and threads of a CUDA device on one host thread: the few names that kernels/cuda/block.cuh asks for. Every
-// emulated thread is a fiber; they run in turns, in a random order that changes, until a barrier that all of its group have
-// reached lets them pass. Shared memory starts as rubbish. A group that can never meet is found and thrown as an error.
+// emulated thread is a fiber; they run in turns, in a random order that changes, until a barrier that all of its group
+// have reached lets them pass. Shared memory starts as rubbish. A group that can never meet is found and thrown as an
+// error.
 //
-// What it shows: indexing, masks, reductions, barriers that are missing badly enough for some order to show. What it does
-// not: memory order, the compiler's code, speed.
+// What it shows: indexing, masks, reductions, barriers that are missing badly enough for some order to show. What it
+// does not: memory order, the compiler's code, speed.
 //
 // Included before any of kernels/cuda/*.cuh, in one source file of a program.
 

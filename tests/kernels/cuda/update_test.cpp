@@ -103,7 +103,8 @@ TEST_F(CudaKernels, SkippedUpdatesLeaveEverything) {
   std::vector<cuda::RegScalars> scalars = two_groups();
   scalars[1].skip = 1;
   std::vector<RegRun> runs;
-  for (const std::int64_t cols : {100, 101, 5000, 5001, 40000, 40001}) runs.emplace_back(random_, whole(3, cols), cuda::Dtypes{}, 0);
+  for (const std::int64_t cols : {100, 101, 5000, 5001, 40000, 40001})
+    runs.emplace_back(random_, whole(3, cols), cuda::Dtypes{}, 0);
   check_update_rows(*machine_, runs, {}, machine_->limits(), scalars);
 }
 
