@@ -95,7 +95,8 @@ REGATTA_HOST_DEVICE inline double line_value(const ThreadSum& sum) {
   std::uint64_t low = static_cast<std::uint64_t>(sum.hi) << LineSum::bits;
   std::uint64_t high = static_cast<std::uint64_t>(sum.hi >> (64 - LineSum::bits));
   low += static_cast<std::uint64_t>(sum.lo);
-  high += (low < static_cast<std::uint64_t>(sum.lo) ? 1U : 0U) - (sum.lo < 0 ? 1U : 0U);
+  if (low < static_cast<std::uint64_t>(sum.lo)) ++high;
+  if (sum.lo < 0) --high;
   const double unit = exp2i(LineSum::bits * (sum.bin - 1));
   if (high == 0) return mul_rn(static_cast<double>(low), unit);
   // The 64 leading bits, the last one set when anything below is: its rounding is the whole number's.
