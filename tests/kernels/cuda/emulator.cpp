@@ -26,11 +26,20 @@ struct Warp {
   Barrier barrier;
   std::uint64_t slots[2][warp_lanes];
 };
+struct Memory {
+  std::unique_ptr<uint4[]> data;
+  std::size_t count = 0;
+  void spoil() { std::memset(static_cast<void*>(data.get()), 0xcd, count * sizeof(uint4)); }
+  explicit Memory(std::size_t bytes) : data(new uint4[bytes / sizeof(uint4) + 1]), count(bytes / sizeof(uint4) + 1) {
+    spoil();
+  }
+};
 struct Block {
   Barrier barrier;
   std::vector<Warp> warps;
-  std::map<int, std::unique_ptr<uint4[]>> shared;  // by line of the source
-  std::unique_ptr<uint4[]> dynamic;
+  std::map<int, Memory> shared;  // by line of the source
+  Memory dynamic{0};
+  int done = 0;  // threads
 };
 struct Fiber {
   Where where;
@@ -99,10 +108,10 @@ void wait_for(Barrier& barrier, int group) {
   if (_setjmp(fiber.state) == 0) _longjmp(machine.scheduler, 1);
 }
 
-std::unique_ptr<uint4[]> rubbish(std::size_t bytes) {
-  auto memory = std::make_unique<uint4[]>(bytes / sizeof(uint4) + 1);
-  std::memset(static_cast<void*>(memory.get()), 0xcd, (bytes / sizeof(uint4) + 1) * sizeof(uint4));
-  return memory;
+// A block's shared memory goes with its last thread: peers that still read it get rubbish.
+void finish_thread(Block& block) {
+  if (++block.done < machine.threads) return;
+  for (auto& [line, memory] : block.shared) memory.spoil();
 }
 
 void run_cluster(std::int64_t first_block, int cluster) {
@@ -114,22 +123,31 @@ void run_cluster(std::int64_t first_block, int cluster) {
   machine.fibers.resize(static_cast<std::size_t>(cluster) * machine.threads);
   for (int b = 0; b < cluster; ++b) {
     machine.blocks[b].warps.resize(machine.threads / warp_lanes);
-    machine.blocks[b].dynamic = rubbish(machine.dynamic_bytes);
+    machine.blocks[b].dynamic = Memory(machine.dynamic_bytes);
     for (int t = 0; t < machine.threads; ++t)
       machine.fibers[b * machine.threads + t].where = {
           {static_cast<unsigned>(t)}, {static_cast<unsigned>(first_block + b)}, b, cluster};
   }
+  // One block is favoured for a while, so that it gets as far ahead of the others as the barriers let it.
   const std::size_t count = machine.fibers.size();
+  int favoured = 0;
   for (std::size_t done = 0; done < count;) {
-    const std::size_t start = random() % count, step = random() % 2 == 0 ? 1 : count - 1;
+    if (random() % 8 == 0) favoured = static_cast<int>(random() % cluster);
     bool moved = false;
-    for (std::size_t k = 0, i = start; k < count; ++k, i = (i + step) % count) {
-      Fiber& fiber = machine.fibers[i];
-      if (fiber.done || (fiber.waits_for != nullptr && fiber.waits_for->round == fiber.round)) continue;
-      fiber.waits_for = nullptr;
-      moved = true;
-      resume(i);
-      if (fiber.done) ++done;
+    for (const bool others : {false, true}) {
+      if (moved) break;
+      const std::size_t start = random() % count, step = random() % 2 == 0 ? 1 : count - 1;
+      for (std::size_t k = 0, i = start; k < count; ++k, i = (i + step) % count) {
+        Fiber& fiber = machine.fibers[i];
+        if ((fiber.where.rank_in_cluster != favoured) != others || fiber.done) continue;
+        if (fiber.waits_for != nullptr && fiber.waits_for->round == fiber.round) continue;
+        fiber.waits_for = nullptr;
+        moved = true;
+        resume(i);
+        if (!fiber.done) continue;
+        ++done;
+        finish_thread(machine.blocks[fiber.where.rank_in_cluster]);
+      }
     }
     if (!moved) throw std::runtime_error("emulated threads wait for one another in vain");
   }
@@ -149,15 +167,13 @@ void run_grid(void (*body)(const void*), const void* call, std::int64_t blocks, 
 }
 
 void* shared_bytes_of(int line, std::size_t bytes) {
-  std::unique_ptr<uint4[]>& memory = my_block().shared[line];
-  if (memory == nullptr) memory = rubbish(bytes);
-  return memory.get();
+  return my_block().shared.try_emplace(line, bytes).first->second.data.get();
 }
-uint4* dynamic_shared() { return my_block().dynamic.get(); }
+uint4* dynamic_shared() { return my_block().dynamic.data.get(); }
 
 const void* same_of_peer(const void* mine, int rank) {
   for (const auto& [line, memory] : my_block().shared)
-    if (memory.get() == mine) return machine.blocks.at(rank).shared.at(line).get();
+    if (memory.data.get() == mine) return machine.blocks.at(rank).shared.at(line).data.get();
   throw std::runtime_error("not a shared variable");
 }
 

@@ -19,13 +19,20 @@ std::vector<float> random_factors(Random& random, std::int64_t count) {
   return factors;
 }
 
+// A broken row now and then: it must not leak into columns that the run does not have in that row.
+std::vector<float> row_factors(Random& random, std::int64_t count) {
+  std::vector<float> factors = random_factors(random, count);
+  if (count > 0 && random() % 4 == 0) factors[random() % 2 == 0 ? 0 : count - 1] = std::nanf("");
+  return factors;
+}
+
 // Factors of a run's lines, on both sides.
 struct Factors {
   std::vector<float> row, col;
   float* device_row;
   float* device_col;
   Factors(Machine& machine, Random& random, const MatrixRun& run)
-      : row(random_factors(random, run.empty() ? 0 : run.touched_rows().size())),
+      : row(row_factors(random, run.empty() ? 0 : run.touched_rows().size())),
         col(random_factors(random, run.cols)),
         device_row(to_machine(machine, row)),
         device_col(to_machine(machine, col)) {}
