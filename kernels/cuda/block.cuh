@@ -23,6 +23,9 @@ __device__ inline T lane_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffU, value, mask);
 }
 __device__ inline void block_sync() { __syncthreads(); }
+/// A pointer out of a descriptor could point anywhere, for all the compiler knows; accesses of a known space are
+/// cheaper.
+__device__ inline void assume_global(const void* p) { __builtin_assume(__isGlobal(p)); }
 __device__ inline void shared_max(std::int32_t* at, std::int32_t value) { atomicMax(at, value); }
 __device__ inline void shared_max(std::uint32_t* at, std::uint32_t value) { atomicMax(at, value); }
 __device__ inline void shared_add(std::int64_t* at, std::int64_t value) {

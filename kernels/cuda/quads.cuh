@@ -77,6 +77,7 @@ struct RawQuad {
 };
 
 REGATTA_DEVICE RawQuad load_raw(DType dtype, const void* from, const Quad& quad) {
+  assume_global(from);
   RawQuad raw;
   REGATTA_UNROLL
   for (int j = 0; j < 4; ++j) raw.word[j] = 0;
@@ -129,6 +130,7 @@ REGATTA_DEVICE RawQuad encode(DType dtype, const float* values) {
 }
 
 REGATTA_DEVICE void store_raw(DType dtype, void* to, const Quad& quad, const RawQuad& raw) {
+  assume_global(to);
   if (dtype == DType::f32) {
     float* p = static_cast<float*>(to) + quad.first;
     if (quad.whole()) {
@@ -218,6 +220,7 @@ REGATTA_DEVICE void update_weights(DType param_dtype, float decay, const float* 
 /// zero belongs to elements that are not there.
 REGATTA_DEVICE void load_factors(const LineFactors& pass, const Quad& quad, std::int32_t row, std::int32_t col,
                                  std::int32_t cols, float* factors) {
+  assume_global(pass.factor);
   if (col >= 0 && col + 3 * quad.stride < cols && pass.line == Line::row) {
     const float factor = pass.factor[row];
     factors[0] = factors[1] = factors[2] = factors[3] = factor;

@@ -89,6 +89,7 @@ T lane_xor(T value, int mask) {
   std::memcpy(&value, &bytes, sizeof value);
   return value;
 }
+inline void assume_global(const void*) {}
 inline void block_sync() { emulated::wait_for_block(); }
 inline void cluster_sync() { emulated::wait_for_cluster(); }
 inline int cluster_size() { return emulated::where.cluster; }
