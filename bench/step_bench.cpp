@@ -1,5 +1,5 @@
-// Times whole optimizer steps of the engine on made-up gradients: from gradients on every rank to updated parameters on every rank.
-// Prints one JSON object on rank 0; bench/against_torch.py puts it beside torch's optimizers.
+// Times whole optimizer steps of the engine on made-up gradients: from gradients on every rank to updated parameters on
+// every rank. Prints one JSON object on rank 0; bench/against_torch.py puts it beside torch's optimizers.
 
 #include <algorithm>
 #include <chrono>
@@ -46,14 +46,16 @@ int main(int argc, char** argv) {
   EngineOptions options;
   options.threads = threads;
   const std::vector<Param> params = decoder_matrices(layers);
-  Engine engine(params, {{rule, make_rule(rule, {}), 1}}, sharding::Mesh({{"dp", transport->world_size()}}), *transport, options);
+  Engine engine(params, {{rule, make_rule(rule, {}), 1}}, sharding::Mesh({{"dp", transport->world_size()}}), *transport,
+                options);
   engine.publish_params();
 
   std::vector<std::vector<float>> grads;
   std::int64_t elements = 0;
   for (std::size_t p = 0; p < params.size(); ++p) {
     grads.emplace_back(engine.param(static_cast<int>(p)).numel);
-    for (std::size_t i = 0; i < grads[p].size(); ++i) grads[p][i] = static_cast<float>((i * 7 + p) % 101) * 0.01F - 0.5F;
+    for (std::size_t i = 0; i < grads[p].size(); ++i)
+      grads[p][i] = static_cast<float>((i * 7 + p) % 101) * 0.01F - 0.5F;
     elements += static_cast<std::int64_t>(grads[p].size());
   }
   std::vector<double> total, step_only;

@@ -25,6 +25,7 @@ void set_exit_code(int code);
 
 void add_finetune(CLI::App& app);
 void add_replay(CLI::App& app);
+void add_ctl(CLI::App& app);
 void add_plan(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_doctor(CLI::App& app);

@@ -107,7 +107,7 @@ void print(const Diagnosis& diagnosis) {
   row("CUDA driver", library_text(libraries.cuda_driver, "none") +
                          (libraries.cuda_driver.found ? fmt::format(", {} device(s)", libraries.cuda_devices) : ""));
   row("NCCL", library_text(libraries.nccl, "none") + (libraries.nccl.found ? ", not used by this version" : ""));
-  row("gRPC", library_text(libraries.grpc, "none") + (libraries.grpc.found ? ", not used by this version" : ""));
+  row("gRPC", library_text(libraries.grpc, "none"));
 
   std::cout << "Machine\n";
   row("system", machine.system + (machine.processor.empty() ? "" : ", " + machine.processor));

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <charconv>
 #include <map>
+#include <optional>
 
 #include "runtime/error.h"
 #include "runtime/rules/assignment.h"
@@ -28,8 +29,8 @@ std::vector<ByName> parse_by_name(const std::vector<std::string>& texts, const s
   return parsed;
 }
 
-std::string value_for(std::vector<ByName>& entries, const std::string& name) {
-  std::string value;
+std::optional<std::string> value_for(std::vector<ByName>& entries, const std::string& name) {
+  std::optional<std::string> value;
   for (ByName& entry : entries)
     if (matches_glob(entry.glob, name)) {
       value = entry.value;
@@ -65,8 +66,10 @@ void add_engine_flags(CLI::App& app, EngineFlags& flags) {
   app.add_option("--mode", flags.mode, "zero1, zero2, or sharded (the trainer shards over dp itself)")
       ->capture_default_str()
       ->check(CLI::IsMember({"zero1", "zero2", "sharded"}));
-  app.add_option("--place", flags.places,
-                 "GLOB=AXIS:DIM[,AXIS:DIM]: how parameters lie on the mesh; dp:flat for flat runs")
+  app.add_option(
+         "--place", flags.places,
+         "GLOB=AXIS:DIM[,AXIS:DIM]: how parameters lie on the mesh; DIM is 0 or 1 of each of --blocks, rows (of all "
+         "blocks stacked, as FSDP2 cuts), or flat")
       ->take_all();
   app.add_option("--blocks", flags.blocks, "GLOB=ROWS,ROWS,...: logical matrices stacked in a parameter")->take_all();
   app.add_option("--cut", flags.cut, "Where a rank's chunk of a bucket may end: element, row or matrix")
@@ -103,17 +106,21 @@ EngineOptions engine_options(const EngineFlags& flags) {
   options.bucket_bytes = flags.bucket_bytes;
   options.threads = flags.threads;
   options.clip = flags.clip;
+  options.proof_every = flags.proof_every;
+  options.proof_stops = flags.proof_stops;
   options.momentum_dtype = *dtype_of(flags.momentum_dtype);
   return options;
 }
 
 std::vector<sharding::Placement> placements_for(const EngineFlags& flags, const std::vector<std::string>& names,
-                                                const sharding::Mesh& mesh) {
+                                                const sharding::Mesh& mesh,
+                                                const std::function<sharding::Placement(const std::string&)>& usual) {
   std::vector<ByName> places =
       parse_by_name(flags.places, "--place", "GLOB=AXIS:DIM, for example W=tp:1 or *=tp:0,dp:0");
   std::vector<sharding::Placement> placements;
   for (const std::string& name : names) {
-    std::string place = value_for(places, name);
+    const std::optional<std::string> said = value_for(places, name);
+    std::string place = said ? *said : usual ? usual(name).text() : "";
     if (flags.mode == "sharded" && place.find("dp:") == std::string::npos && mesh.size("dp") > 1)
       place += place.empty() ? "dp:0" : ",dp:0";
     try {
@@ -130,7 +137,7 @@ std::vector<std::vector<std::int64_t>> blocks_for(const EngineFlags& flags, cons
   std::vector<ByName> blocks = parse_by_name(flags.blocks, "--blocks", "GLOB=ROWS,ROWS,..., for example qkv=64,16,16");
   std::vector<std::vector<std::int64_t>> rows;
   for (const std::string& name : names) {
-    const std::string text = value_for(blocks, name);
+    const std::string text = value_for(blocks, name).value_or("");
     rows.push_back(text.empty() ? std::vector<std::int64_t>{} : parse_rows(text, name));
   }
   check_used(blocks, "--blocks");

@@ -90,6 +90,11 @@ void add_training_flags(CLI::App& command, Options& o) {
       ->capture_default_str()
       ->check(CLI::IsMember({"constant", "linear", "cosine"}))
       ->group(group);
+  command
+      .add_option("--lr-at", o.lr_at,
+                  "STEP=VALUE: from that step on the schedule gives VALUE, as after `regatta ctl ADDRESS set lr=VALUE`")
+      ->take_all()
+      ->group(group);
   command.add_option("--warmup", o.schedule.warmup, "Steps of linear warm-up")->capture_default_str()->group(group);
   command.add_option("--final-lr-ratio", o.schedule.final_ratio, "Part of the learning rate that decay ends at")
       ->capture_default_str()
@@ -109,11 +114,59 @@ void add_training_flags(CLI::App& command, Options& o) {
 
 void add_rank_flags(CLI::App& command, Options& o) {
   add_engine_flags(command, o.engine_flags);
+  command
+      .add_option(
+          "--proof-every", o.engine_flags.proof_every,
+          "Steps between live proofs: one parameter, drawn anew, is computed again on one rank and compared bit "
+          "by bit; 0 is off")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  command.add_flag("--proof-stops", o.engine_flags.proof_stops, "A live proof that fails ends the job");
   command.add_option("--transport", o.transport, "local (ranks are threads) or mpi (under mpirun)")
       ->capture_default_str();
   command.add_option("--deadline", o.deadline_seconds, "Seconds to wait for a peer")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
+}
+
+void add_metrics_flags(CLI::App& command, TelemetrySettings& metrics) {
+  const char* group = "Metrics";
+  command
+      .add_option("--metrics-address", metrics.address,
+                  "HOST:PORT that Prometheus reads, on PORT + local rank; 127.0.0.1 is seen by this machine alone")
+      ->group(group);
+  command.add_option("--job", metrics.job, "Name of the job in metrics")->capture_default_str()->group(group);
+  command
+      .add_option("--metrics-discovery", metrics.discovery_dir,
+                  "Folder where the job writes JOB.json for Prometheus' file_sd")
+      ->group(group);
+  command.add_option("--metrics-push", metrics.push_address, "HOST:PORT of a push gateway, for short jobs")
+      ->group(group);
+  command
+      .add_option("--metrics-top", metrics.top_params,
+                  "Parameters that are named in metrics: those with the largest update RMS and line norm spread")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1000))
+      ->group(group);
+}
+
+void add_control_flags(CLI::App& command, Options& o) {
+  const char* group = "Control";
+  command
+      .add_option("--control-address", o.control.address,
+                  "HOST:PORT that regatta ctl talks to, on rank 0; port 0 takes a free one. OUT/control.address has it")
+      ->group(group);
+  command.add_option("--control-audit", o.control_audit, "Log of all commands; OUT/audit.jsonl by default")
+      ->group(group);
+  command
+      .add_option(
+          "--control-token-file", o.control.token_file,
+          "Clients must know the token in this file; with the TLS flags, addresses of other machines are served")
+      ->group(group);
+  command.add_option("--control-tls-cert", o.control.tls_cert, "PEM certificate of the service")->group(group);
+  command.add_option("--control-tls-key", o.control.tls_key, "PEM key of the service")->group(group);
+  command.add_option("--control-tls-ca", o.control.tls_ca, "PEM certificate of the authority that signs clients")
+      ->group(group);
 }
 
 }  // namespace
@@ -127,12 +180,16 @@ void add_finetune(CLI::App& app) {
       "  regatta finetune --init base --data mine.txt --mesh dp=2 --rule reg --lr 0.003 --out tuned\n"
       "  mpirun -n 4 regatta finetune --init base --data mine.txt --mesh dp=4 --transport mpi \\\n"
       "      --micro-batch 4 --global-batch 32 --accumulation tree --out tuned\n"
+      "  mpirun -n 4 regatta finetune --init base --data mine.txt --mesh dp=2,tp=2 --transport mpi --out tuned\n"
+      "tp splits the decoder's heads, MLP and vocabulary; dp splits the batch and the optimizer's state.\n"
       "The weights end in OUT/model.safetensors beside OUT/config.json; OUT/log.jsonl has a line per step.\n"
-      "With --accumulation tree the weights have the same bits on 1, 2, 4, ... ranks.");
+      "With --accumulation tree the weights have the same bits on 1, 2, 4, ... dp ranks.");
   add_model_flags(*command, *options);
   add_data_flags(*command, *options);
   add_training_flags(*command, *options);
   add_rank_flags(*command, *options);
+  add_metrics_flags(*command, options->metrics);
+  add_control_flags(*command, *options);
   command->add_option("--out", options->out, "Folder for the results")->group("Output");
   command->add_flag("--json", options->json, "Also a summary as one JSON document on stdout")->group("Output");
   command->add_option("--config", options->config, "TOML file of flags, NAME = VALUE; the command line wins")

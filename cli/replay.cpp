@@ -85,6 +85,7 @@ void print_result(const Flags& flags, const ReplayOptions& options, const Replay
                                 {"world_size", options.mesh.world_size()},
                                 {"tensors", result.tensors.size()},
                                 {"grad_norm", result.last.grad_norm},
+                                {"clip_factor", result.last.clip_factor},
                                 {"wire_bytes_planned", bytes(result.planned)},
                                 {"wire_bytes_counted", bytes(result.counted)},
                                 {"bytes_as_planned", result.bytes_as_planned},

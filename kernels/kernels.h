@@ -10,7 +10,8 @@
 //   only, never on how runs are split, on the instruction set or on alignment.
 // - Line sums are exact_sum.h's, so partial sums of sub-runs merge to the same bits in any order.
 // - bf16 and fp16 are read exactly and written round to nearest even (NaN stays NaN).
-// - Health figures are plain sums, fp32 over some thousand elements and fp64 beyond, good to six digits: equal for equal
+// - Health figures are plain sums, fp32 over some thousand elements and fp64 beyond, good to six digits: equal for
+// equal
 //   splits on every instruction set, not across layouts.
 
 #include <cstdint>

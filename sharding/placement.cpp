@@ -3,6 +3,24 @@
 #include <stdexcept>
 
 namespace regatta::sharding {
+namespace {
+
+// Part `index` of the rows of all blocks, one after another, cut `count` ways.
+void cut_stacked(std::vector<BlockPart>& parts, std::int64_t unit, int count, int index) {
+  std::int64_t rows = 0;
+  for (const BlockPart& part : parts) rows += part.rows.size();
+  const Range units = chunk(rows / unit, count, index);
+  const Range mine{units.begin * unit, units.end * unit};
+  std::int64_t above = 0;
+  for (BlockPart& part : parts) {
+    const Range here = intersect({mine.begin - above, mine.end - above}, {0, part.rows.size()});
+    above += part.rows.size();
+    part.rows = here.empty() ? Range{part.rows.begin, part.rows.begin}
+                             : Range{part.rows.begin + here.begin, part.rows.begin + here.end};
+  }
+}
+
+}  // namespace
 
 Placement Placement::parse(std::string_view text) {
   Placement placement;
@@ -15,11 +33,13 @@ Placement Placement::parse(std::string_view text) {
     AxisPlacement cut{std::string(part.substr(0, colon)), 0};
     if (dim == "0" || dim == "1") {
       cut.dim = dim[0] - '0';
+    } else if (dim == "rows") {
+      cut.dim = AxisPlacement::stacked;
     } else if (dim == "flat" && cut.axis == "dp") {
       cut.dim = AxisPlacement::flat;
     } else {
       throw std::invalid_argument("placement '" + std::string(text) + "': '" + std::string(part) +
-                                  "' is not AXIS:0, AXIS:1 or dp:flat");
+                                  "' is not AXIS:0, AXIS:1, AXIS:rows or dp:flat");
     }
     if (placement.find(cut.axis) != nullptr)
       throw std::invalid_argument("placement '" + std::string(text) + "' names axis " + cut.axis + " twice");
@@ -41,7 +61,10 @@ std::string Placement::text() const {
   std::string text;
   for (const AxisPlacement& cut : cuts) {
     if (!text.empty()) text += ",";
-    text += cut.axis + ":" + (cut.dim == AxisPlacement::flat ? "flat" : std::to_string(cut.dim));
+    text += cut.axis + ":";
+    text += cut.dim == AxisPlacement::flat      ? "flat"
+            : cut.dim == AxisPlacement::stacked ? "rows"
+                                                : std::to_string(cut.dim);
   }
   return text;
 }
@@ -52,20 +75,24 @@ Range chunk(std::int64_t extent, int count, int index) {
 }
 
 std::vector<BlockPart> local_parts(const Mesh& mesh, const Placement& placement, int rank,
-                                   const std::vector<MatrixShape>& blocks) {
+                                   const std::vector<MatrixShape>& blocks, std::int64_t row_unit) {
   std::vector<BlockPart> parts;
   parts.reserve(blocks.size());
-  for (const MatrixShape& block : blocks) {
-    BlockPart part{{0, block.rows}, {0, block.cols}, {}};
-    for (const AxisPlacement& cut : placement.cuts) {
-      if (cut.dim == AxisPlacement::flat) continue;
+  for (const MatrixShape& block : blocks) parts.push_back({{0, block.rows}, {0, block.cols}, {}});
+  for (const AxisPlacement& cut : placement.cuts) {
+    if (cut.dim == AxisPlacement::flat) continue;
+    const int count = mesh.size(cut.axis), index = mesh.coordinate(rank, cut.axis);
+    if (cut.dim == AxisPlacement::stacked) {
+      cut_stacked(parts, row_unit, count, index);
+      continue;
+    }
+    for (BlockPart& part : parts) {
       Range& range = cut.dim == 0 ? part.rows : part.cols;
-      const Range sub = chunk(range.size(), mesh.size(cut.axis), mesh.coordinate(rank, cut.axis));
+      const Range sub = chunk(range.size(), count, index);
       range = {range.begin + sub.begin, range.begin + sub.end};
     }
-    part.run = {0, part.rect_numel()};
-    parts.push_back(part);
   }
+  for (BlockPart& part : parts) part.run = {0, part.rect_numel()};
   if (!placement.cuts.empty() && placement.cuts.back().dim == AxisPlacement::flat) {
     const std::string& axis = placement.cuts.back().axis;
     std::int64_t total = 0;

@@ -10,10 +10,13 @@
 
 namespace regatta::sharding {
 
-/// Cut of one axis. dim 0 are rows, dim 1 columns (of each logical block); flat is a contiguous run of what the axes
-/// before it left, as ZeRO-3 flattens.
+/// Cut of one axis. dim 0 are rows, dim 1 columns of each logical block by itself, as a tensor-parallel trainer cuts
+/// fused projections; `stacked` are rows of the whole tensor, whatever blocks it holds, as FSDP2's Shard(0) cuts (the
+/// same as dim 0 for a tensor of one block); `flat` is a contiguous run of what the axes before it left, as ZeRO-3
+/// flattens.
 struct AxisPlacement {
   static constexpr int flat = -1;
+  static constexpr int stacked = -2;
   std::string axis;
   int dim = 0;
   bool operator==(const AxisPlacement&) const = default;
@@ -25,7 +28,7 @@ struct Placement {
   std::vector<AxisPlacement> cuts;
 
   static Placement replicate() { return {}; }
-  /// "tp:1", "tp:0,dp:0", "dp:flat", "" -> Placement. Throws std::invalid_argument.
+  /// "tp:1", "tp:0,dp:0", "dp:rows" (stacked), "dp:flat", "" -> Placement. Throws std::invalid_argument.
   static Placement parse(std::string_view text);
   const AxisPlacement* find(std::string_view axis) const;
   std::string text() const;
@@ -47,7 +50,10 @@ struct BlockPart {
 };
 
 /// The parts that `rank` holds of a tensor of `blocks` stacked by rows (all of the same width). In local memory they
-/// lie one after another. A flat cut runs over the concatenation of all blocks.
-std::vector<BlockPart> local_parts(const Mesh&, const Placement&, int rank, const std::vector<MatrixShape>& blocks);
+/// lie one after another. A flat cut runs over the concatenation of all blocks. `row_unit`: stacked rows are cut
+/// between multiples of it (rows per index of the tensor's first dim, where blocks count rows of further dims, as
+/// experts do).
+std::vector<BlockPart> local_parts(const Mesh&, const Placement&, int rank, const std::vector<MatrixShape>& blocks,
+                                   std::int64_t row_unit = 1);
 
 }  // namespace regatta::sharding

@@ -26,12 +26,19 @@ Placement in_matrix_dims(const ParamSpec& param) {
   Placement placement = param.placement;
   for (AxisPlacement& cut : placement.cuts) {
     if (param.shape.size() != 1 || cut.dim == AxisPlacement::flat) continue;
-    if (cut.dim != 0)
+    if (cut.dim == 1)
       throw std::invalid_argument("parameter " + param.name + " has one dim; placement " + placement.text() +
                                   " names dim 1, expected 0");
     cut.dim = 1;
   }
   return placement;
+}
+
+// Block rows per index of the first dim: above 1 where blocks count rows of further dims.
+std::int64_t row_unit(const ParamSpec& param) {
+  std::int64_t rows = 0;
+  for (const MatrixShape& block : param.blocks) rows += block.rows;
+  return param.shape.size() == 1 ? 1 : rows / param.shape[0];
 }
 
 }  // namespace
@@ -93,7 +100,14 @@ void Plan::check() const {
         throw std::invalid_argument("parameter " + param.name + " is placed over axis " + cut.axis + ", which mesh " +
                                     mesh_.text() + " does not have");
     }
-    in_matrix_dims(param);
+    bool rows_of_blocks = false;
+    for (const AxisPlacement& cut : in_matrix_dims(param).cuts) {
+      if (cut.dim == AxisPlacement::stacked && rows_of_blocks && row_unit(param) > 1)
+        throw std::invalid_argument("parameter " + param.name + " of shape " + text_of(param.shape) + " is placed " +
+                                    param.placement.text() + "; once its blocks are cut by rows, " + cut.axis +
+                                    ":rows cannot cut between indices of its first dim");
+      rows_of_blocks = rows_of_blocks || cut.dim == 0;
+    }
   }
 }
 
@@ -177,7 +191,8 @@ void Plan::lay_out_shards() {
 }
 
 std::vector<BlockPart> Plan::local_parts(int rank, int param) const {
-  return sharding::local_parts(mesh_, in_matrix_dims(params_[param]), rank, params_[param].blocks);
+  return sharding::local_parts(mesh_, in_matrix_dims(params_[param]), rank, params_[param].blocks,
+                               row_unit(params_[param]));
 }
 
 std::vector<std::vector<int>> Plan::replica_cells(int param) const {
@@ -259,13 +274,18 @@ std::vector<int> Plan::voted_params(int rank) const {
 }
 
 std::int64_t Plan::vote_bytes(int rank) const {
-  return vote_flag_bytes + vote_bytes_per_param * static_cast<std::int64_t>(voted_params(rank).size());
+  return vote_flag_bytes + (rank == 0 ? vote_command_bytes : 0) +
+         vote_bytes_per_param * static_cast<std::int64_t>(voted_params(rank).size());
+}
+
+std::int64_t Plan::figure_bytes(int rank) const {
+  return options_.figure_bytes * static_cast<std::int64_t>(voted_params(rank).size());
 }
 
 WireBytes Plan::wire_bytes(int rank) const {
   WireBytes bytes;
   const std::int64_t others = mesh_.world_size() - 1;
-  bytes.vote = others * (vote_bytes(rank) + options_.figure_bytes);
+  bytes.vote = others * (vote_bytes(rank) + figure_bytes(rank));
   if (!options_.sharded) {
     const int dp = mesh_.size("dp"), me = mesh_.coordinate(rank, "dp");
     for (const BucketLayout& bucket : layouts_[rank].buckets) {

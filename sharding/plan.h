@@ -39,7 +39,7 @@ struct PlanOptions {
   bool sharded = false;             ///< the trainer shards over dp itself; otherwise the engine cuts buckets over dp
   int reductions_per_step = 1;      ///< zero2 reduces every micro-batch
   bool accumulates_in_f32 = false;  ///< several micro-batches add up in fp32 before they travel
-  std::int64_t figure_bytes = 0;    ///< per rank: health figures gathered at the end of a step
+  std::int64_t figure_bytes = 0;    ///< per parameter a rank votes on: health figures gathered at the end of a step
 };
 
 /// A rank's run of one block and where it lies.
@@ -85,9 +85,11 @@ struct WireBytes {
   bool operator==(const WireBytes&) const = default;
 };
 
-/// Bytes of a partial sum of one parameter's squared gradients, and of the flags, in a rank's vote.
+/// Bytes of a partial sum of one parameter's squared gradients, and of the flags, in a rank's vote; rank 0's also has
+/// room for a command to all ranks.
 inline constexpr std::int64_t vote_bytes_per_param = 32;
 inline constexpr std::int64_t vote_flag_bytes = 16;
+inline constexpr std::int64_t vote_command_bytes = 64;
 
 class Plan {
  public:
@@ -100,8 +102,8 @@ class Plan {
   const RankLayout& layout(int rank) const { return layouts_[rank]; }
   std::size_t bucket_count() const { return layouts_[0].buckets.size(); }
 
-  /// What `rank` holds of a parameter in its own memory, one part per block, one after another: a whole rectangle each in the
-  /// modes where the engine shards, the rank's shard otherwise.
+  /// What `rank` holds of a parameter in its own memory, one part per block, one after another: a whole rectangle each
+  /// in the modes where the engine shards, the rank's shard otherwise.
   std::vector<BlockPart> local_parts(int rank, int param) const;
 
   /// Shares by round, in the order all ranks pack them. Round k carries pass k of every block, and the block numbers of
@@ -112,6 +114,7 @@ class Plan {
   /// only.
   std::vector<int> voted_params(int rank) const;
   std::int64_t vote_bytes(int rank) const;
+  std::int64_t figure_bytes(int rank) const;
 
   /// True on the one rank among replicas whose part counts.
   bool primary(int rank, int param) const;

@@ -14,6 +14,7 @@ set(LAYER_runtime/transport ${runtime_base} sharding/ runtime/device/)
 set(LAYER_runtime/rules ${runtime_base} sharding/ kernels/ runtime/device/)
 set(LAYER_runtime/checkpoint ${runtime_base} sharding/ runtime/device/ runtime/transport/)
 set(LAYER_runtime/engine ${LAYER_runtime/checkpoint} kernels/ runtime/rules/ runtime/checkpoint/)
+set(LAYER_runtime/c ${LAYER_runtime/engine} runtime/engine/ regatta.h)
 set(LAYER_runtime/torch ${LAYER_runtime/engine} runtime/engine/)
 set(LAYER_runtime/control ${LAYER_runtime/engine} runtime/engine/)
 set(LAYER_runtime/telemetry ${LAYER_runtime/engine} runtime/engine/)
@@ -22,18 +23,19 @@ set(LAYER_bench sharding/ kernels/ runtime/ cli/)
 set(LAYER_examples sharding/ kernels/ runtime/)
 set(LAYER_tests sharding/ kernels/ runtime/ cli/ bench/)
 set(layers
-    runtime/device runtime/transport runtime/rules runtime/checkpoint runtime/engine runtime/torch runtime/control
-    runtime/telemetry runtime sharding kernels cli bench examples tests)
+    runtime/device runtime/transport runtime/rules runtime/checkpoint runtime/engine runtime/c runtime/torch
+    runtime/control runtime/telemetry runtime sharding kernels cli bench examples tests)
 
 # Pattern of an angle-bracket include, and the folders or files that may have it.
 set(third_party
-    "mpi\\.h=runtime/transport/mpi/|tests/|bench/"
+    "mpi\\.h=runtime/transport/mpi/|runtime/c/|tests/|bench/|examples/"
     "nccl\\.h=runtime/transport/nccl/|tests/"
     "cuda.*=runtime/device/|kernels/cuda/|runtime/transport/nccl/|tests/"
     "(torch|ATen|c10)/.*=runtime/torch/|cli/finetune|tests/|bench/|examples/"
-    "grpcpp/.*=runtime/control/|cli/ctl|tests/"
+    "(grpc|grpcpp|regatta/v1)/.*=runtime/control/|cli/ctl|tests/"
     "prometheus/.*=runtime/telemetry/|tests/"
-    "nlohmann/.*=runtime/checkpoint/|runtime/torch/|cli/|tests/|bench/"
+    "httplib\\.h=runtime/telemetry/|tests/"
+    "nlohmann/.*=runtime/checkpoint/|runtime/torch/|runtime/telemetry/|runtime/control/|cli/|tests/|bench/"
     "spdlog/.*=runtime/log.cpp"
     "fmt/.*=cli/|bench/|tests/|examples/"
     "CLI/.*=cli/|bench/|tests/"

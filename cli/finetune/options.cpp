@@ -1,6 +1,9 @@
 #include "cli/finetune/options.h"
 
+#include <algorithm>
+#include <charconv>
 #include <cmath>
+#include <string_view>
 
 #include "runtime/error.h"
 
@@ -9,6 +12,25 @@ namespace regatta::finetune {
 namespace {
 
 [[noreturn]] void refuse(const std::string& sentence) { throw Error(Code::invalid_argument, sentence); }
+
+template <class Number>
+bool parse(std::string_view text, Number& value) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc() && end == text.data() + text.size();
+}
+
+// "STEP=VALUE", steps as the log counts them.
+Schedule::Change parse_change(const std::string& text, std::int64_t steps) {
+  const std::size_t equals = text.find('=');
+  Schedule::Change change;
+  if (equals == std::string::npos || !parse(std::string_view(text).substr(0, equals), change.step) ||
+      !parse(std::string_view(text).substr(equals + 1), change.lr) || change.step < 1 || change.step > steps ||
+      !(change.lr >= 0) || std::isinf(change.lr))
+    refuse("--lr-at " + text + " is not STEP=VALUE with a step from 1 to " + std::to_string(steps) +
+           " and a learning rate from 0 up");
+  --change.step;
+  return change;
+}
 
 }  // namespace
 
@@ -63,6 +85,10 @@ void complete(Options& options, const sharding::Mesh& mesh) {
   }
   options.engine.micro_batches = static_cast<int>(micro_batches);
   options.schedule.steps = options.steps;
+  for (const std::string& text : options.lr_at) options.schedule.changes.push_back(parse_change(text, options.steps));
+  std::stable_sort(options.schedule.changes.begin(), options.schedule.changes.end(),
+                   [](const Schedule::Change& a, const Schedule::Change& b) { return a.step < b.step; });
+  if (!options.control.address.empty()) control::check(options.control);
   if (options.schedule.warmup < 0 || options.schedule.warmup > options.steps) {
     refuse("--warmup " + std::to_string(options.schedule.warmup) + " is not between 0 and the " +
            std::to_string(options.steps) + " steps");

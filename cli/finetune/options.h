@@ -9,8 +9,10 @@
 #include "cli/engine_flags.h"
 #include "cli/finetune/decoder_config.h"
 #include "cli/rule_flags.h"
+#include "runtime/control/server.h"
 #include "runtime/engine/engine.h"
 #include "runtime/rules/schedule.h"
+#include "runtime/telemetry/telemetry.h"
 #include "sharding/mesh.h"
 
 namespace regatta::finetune {
@@ -32,10 +34,14 @@ struct Options {
   std::uint64_t seed = 0;
   cli::RuleFlags rules;
   Schedule schedule;
+  std::vector<std::string> lr_at;  ///< STEP=VALUE, steps from 1
   cli::EngineFlags engine_flags;
   bool bucket_bytes_given = false;  ///< otherwise they follow the size of the model
   EngineOptions engine;             ///< from engine_flags and others, by complete()
   double deadline_seconds = 600;
+  TelemetrySettings metrics;
+  control::ServerSettings control;  ///< no address: no service
+  std::string control_audit;        ///< empty: OUT/audit.jsonl
   std::string out;
   std::string config;
   bool json = false;

@@ -2,12 +2,16 @@
 
 #include <c10/util/Exception.h>
 
+#include <cstdio>
+#include <fstream>
 #include <memory>
 #include <string>
 
 #include "cli/finetune/job.h"
 #include "cli/finetune/reporter.h"
 #include "cli/finetune/trainer.h"
+#include "runtime/control/audit_log.h"
+#include "runtime/control/server.h"
 #include "runtime/error.h"
 
 namespace regatta::finetune {
@@ -25,6 +29,23 @@ void without_traces(const Work& work) {
   }
 }
 
+/// The control service of rank 0.
+struct Control {
+  explicit Control(const Options& options)
+      : audit(options.control_audit.empty() ? options.out + "/audit.jsonl" : options.control_audit),
+        server(options.control, mailbox),
+        address_file(options.out + "/control.address") {
+    std::ofstream(address_file) << server.address() << '\n';
+    std::fprintf(stderr, "control on %s\n", server.address().c_str());
+  }
+  ~Control() { std::remove(address_file.c_str()); }
+
+  control::Mailbox mailbox;
+  control::AuditLog audit;
+  control::Server server;
+  std::string address_file;
+};
+
 }  // namespace
 
 void run_rank(const Options& options, const sharding::Mesh& mesh, cli::RankContext& context) {
@@ -34,6 +55,10 @@ void run_rank(const Options& options, const sharding::Mesh& mesh, cli::RankConte
     without_traces([&] { job = std::make_unique<Job>(options, mesh, context.rank); });
     if (context.rank == 0) reporter = std::make_unique<Reporter>(options);
   });
+  std::unique_ptr<Control> control;
+  context.agree([&] {
+    if (context.rank == 0 && !options.control.address.empty()) control = std::make_unique<Control>(options);
+  });
   Observer observer;
   if (reporter) {
     observer.started = [&](const Summary& summary) { reporter->started(summary); };
@@ -42,7 +67,8 @@ void run_rank(const Options& options, const sharding::Mesh& mesh, cli::RankConte
     observer.warned = [&](const std::string& sentence) { reporter->warned(sentence); };
   }
   without_traces([&] {
-    Trainer trainer(*job, mesh, context.transport);
+    Trainer trainer(*job, mesh, context.transport, control ? &control->mailbox : nullptr,
+                    control ? &control->audit : nullptr);
     const Summary summary = trainer.run(observer);
     if (reporter) reporter->finished(summary);
   });

@@ -20,14 +20,20 @@ constexpr int most_skipped_in_a_row = 10;
 
 }  // namespace
 
-Trainer::Trainer(Job& job, const sharding::Mesh& mesh, Transport& transport)
+Trainer::Trainer(Job& job, const sharding::Mesh& mesh, Transport& transport, control::Mailbox* mailbox,
+                 control::AuditLog* audit)
     : job_(job),
       options_(job.options),
       transport_(transport),
       mesh_(mesh),
       engine_(job.params, job.groups, mesh, transport, job.options.engine),
-      attachment_(job.module_params, engine_) {
+      attachment_(job.module_params, engine_),
+      steering_(engine_, transport, mailbox, audit) {
   job.model->join(TensorGroup::make(transport, mesh));
+  if (options_.metrics.wanted()) {
+    const TelemetryIdentity identity{mesh, options_.rules.rule, options_.transport, engine_.state_bytes()};
+    telemetry_ = std::make_unique<Telemetry>(options_.metrics, identity, transport);
+  }
 }
 
 std::vector<std::vector<double>> Trainer::gather(const std::vector<double>& mine, std::string_view label) {
@@ -60,6 +66,7 @@ StepRecord Trainer::train_step(std::int64_t step) {
     (loss * (engine_.loss_scale() / static_cast<double>(all))).backward();
     record.phases.backward += watch.lap();
   }
+  steering_.before_vote();
   record.report = engine_.step(options_.schedule.lr(step));
   record.phases.step += watch.lap();
 
@@ -71,6 +78,11 @@ StepRecord Trainer::train_step(std::int64_t step) {
   }
   for (const double loss : by_index) record.loss += loss;
   record.loss /= static_cast<double>(all);
+  if (telemetry_) {
+    telemetry_->record(record.report, engine_.param_reports(),
+                       {record.loss, options_.global_batch * options_.seq, record.phases.data, record.phases.forward,
+                        record.phases.backward});
+  }
   return record;
 }
 
@@ -132,6 +144,7 @@ Summary Trainer::run(const Observer& observer) {
   };
   if (job_.eval) evaluate_into(summary.eval_before);
   const sharding::WireBytes planned = engine_.plan().wire_bytes(transport_.rank());
+  steering_.start(options_.steps);
   for (std::int64_t step = 0; step < options_.steps; ++step) {
     const StepRecord record = train_step(step);
     summary.totals.add(record, planned);
@@ -141,13 +154,23 @@ Summary Trainer::run(const Observer& observer) {
     summary.skipped_steps = record.report.skipped_steps;
     if (observer.stepped) observer.stepped(record);
     check_progress(record);
+    const double seconds = record.phases.all();
+    if (steering_.after_step({record.step, record.loss, seconds,
+                              static_cast<double>(summary.tokens_per_step) / std::max(seconds, 1e-9), record.report}) ==
+        control::Steering::Next::drain) {
+      if (observer.warned)
+        observer.warned("drained after step " + std::to_string(record.step) + " of " + std::to_string(options_.steps));
+      break;
+    }
     if (job_.eval &&
         (record.step == options_.steps || (options_.eval_every > 0 && record.step % options_.eval_every == 0))) {
       evaluate_into(summary.eval_after);
     }
   }
+  steering_.finish();
   if (mesh_.coordinate(transport_.rank(), "dp") == 0) summary.files = save_weights(*job_.model, options_.out);
   if (transport_.rank() == 0 && !options_.random_init()) copy_tokenizer(options_.init, options_.out);
+  if (telemetry_) telemetry_->saved();
   for (const std::vector<double>& theirs :
        gather({static_cast<double>(engine_.state_bytes()), summary.totals.bytes_as_planned() ? 1.0 : 0.0},
               "byte counts")) {

@@ -4,12 +4,15 @@
 // Driven by the rank's thread; construction and run() are collective. All ranks see the same losses and decide alike.
 
 #include <functional>
+#include <memory>
 #include <string_view>
 #include <vector>
 
 #include "cli/finetune/job.h"
 #include "cli/finetune/totals.h"
+#include "runtime/control/steering.h"
 #include "runtime/engine/engine.h"
+#include "runtime/telemetry/telemetry.h"
 #include "runtime/torch/adapter.h"
 #include "runtime/transport/transport.h"
 
@@ -25,8 +28,9 @@ struct Observer {
 
 class Trainer {
  public:
-  /// The job must outlive the trainer.
-  Trainer(Job& job, const sharding::Mesh& mesh, Transport& transport);
+  /// The job must outlive the trainer, and so must the mailbox and the audit log, which only rank 0 may have.
+  Trainer(Job& job, const sharding::Mesh& mesh, Transport& transport, control::Mailbox* mailbox = nullptr,
+          control::AuditLog* audit = nullptr);
   /// Trains, evaluates and writes the weights.
   Summary run(const Observer& observer);
 
@@ -43,6 +47,8 @@ class Trainer {
   sharding::Mesh mesh_;
   Engine engine_;
   EngineAttachment attachment_;
+  control::Steering steering_;
+  std::unique_ptr<Telemetry> telemetry_;
   int skipped_in_a_row_ = 0;
 };
 

@@ -1,6 +1,7 @@
 #include "runtime/engine/agreement.h"
 
 #include <cstring>
+#include <map>
 #include <sstream>
 
 namespace regatta {
@@ -35,17 +36,29 @@ void check_same_plan(const sharding::Plan& plan, Transport& world) {
   }
 }
 
-void check_same_values(std::span<const std::uint64_t> bucket_hashes, std::span<const std::string> bucket_names,
-                       Transport& group) {
-  const std::string mine(reinterpret_cast<const char*>(bucket_hashes.data()), bucket_hashes.size_bytes());
-  const std::vector<std::string> all = group.gather_strings(mine, "hashes of initial values");
-  for (std::size_t rank = 1; rank < all.size(); ++rank)
-    for (std::size_t b = 0; b < bucket_hashes.size(); ++b)
-      if (std::memcmp(all[0].data() + b * 8, all[rank].data() + b * 8, 8) != 0)
-        throw Error(Code::invalid_argument, "initial parameter values differ between data-parallel ranks 0 and " +
-                                                std::to_string(rank) + " in bucket " + std::to_string(b) + " (" +
-                                                bucket_names[b] +
-                                                "); load or initialise the same model on all of them");
+void check_same_values(const sharding::Plan& plan, std::span<const std::uint64_t> param_hashes, Transport& world) {
+  const std::string mine(reinterpret_cast<const char*>(param_hashes.data()), param_hashes.size_bytes());
+  const std::vector<std::string> all = world.gather_strings(mine, "hashes of initial values");
+  const auto hash_of = [&](int rank, std::size_t param) {
+    std::uint64_t hash = 0;
+    std::memcpy(&hash, all[rank].data() + param * sizeof(hash), sizeof(hash));
+    return hash;
+  };
+  for (std::size_t p = 0; p < param_hashes.size(); ++p) {
+    std::map<std::vector<int>, int> first_with;  // coordinates on the axes that cut the parameter -> rank
+    for (int rank = 0; rank < world.world_size(); ++rank) {
+      std::vector<int> part;
+      for (const sharding::AxisPlacement& cut : plan.params()[p].placement.cuts)
+        part.push_back(plan.mesh().coordinate(rank, cut.axis));
+      const int first = first_with.try_emplace(part, rank).first->second;
+      if (hash_of(rank, p) != hash_of(first, p))
+        throw Error(Code::invalid_argument, "initial values of parameter " + plan.params()[p].name +
+                                                " differ between ranks " + std::to_string(first) + " and " +
+                                                std::to_string(rank) +
+                                                ", which hold replicas of it; load or initialise the same model on "
+                                                "all of them");
+    }
+  }
 }
 
 }  // namespace regatta

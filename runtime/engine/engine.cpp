@@ -7,8 +7,9 @@
 
 namespace regatta {
 
-StepReport Engine::step(double lr) {
+StepReport Engine::step(double scheduled_lr) {
   Impl& s = *impl_;
+  const double lr = s.commanded_lr.value_or(scheduled_lr);
   StepReport report = s.start_report(lr);
   Stopwatch total, phase;
 
@@ -16,8 +17,10 @@ StepReport Engine::step(double lr) {
   report.times.grad_comm_seconds = static_cast<double>(s.gradients.busy_ns()) * 1e-9;
   report.times.wait_grad_seconds = phase.lap();
 
-  s.vote.send(*s.world, s.gradients.figures()).wait();
+  s.vote.send(*s.world, s.gradients.figures(), s.pending).wait();
+  s.pending = {};
   s.vote.count();
+  report.command = s.vote.command();
   report.times.vote_seconds = phase.lap();
 
   if (s.vote.culprit() >= 0) {
@@ -26,7 +29,10 @@ StepReport Engine::step(double lr) {
     s.take_norms(report);
     s.set_infos(lr, report.clip_factor);
     s.bind_gradients();
+    const bool proof_due = s.proof && s.proof->due(s.step_count + 1);
+    if (proof_due) s.proof->begin(s.step_count + 1, s.works);
     s.sweep(report.times);
+    if (proof_due) s.prove(report);
     phase.lap();
     for (Impl::Bucket& bucket : s.buckets) {
       bucket.gather.wait();
@@ -36,7 +42,9 @@ StepReport Engine::step(double lr) {
     s.collect_health(report);
     report.step = ++s.step_count;
   }
+  s.last_lr = lr;
   s.adapt_loss_scale(report.skipped);
+  if (report.command.kind == Command::Kind::set) apply(report.command);
   s.gradients.begin_step();
   report.times.step_seconds = total.lap();
   s.count_bytes(report);
@@ -45,7 +53,7 @@ StepReport Engine::step(double lr) {
 
 void Engine::Impl::set_infos(double lr, double clip_factor) {
   for (std::size_t g = 0; g < groups.size(); ++g)
-    infos[g] = {lr * groups[g].lr_scale, step_count + 1, static_cast<float>(clip_factor / loss_scale)};
+    infos[g] = {group_lr(static_cast<int>(g), lr), step_count + 1, static_cast<float>(clip_factor / loss_scale)};
 }
 
 void Engine::Impl::bind_gradients() {
@@ -60,19 +68,8 @@ void Engine::Impl::bind_gradients() {
   }
 }
 
-// Adds this rank's share of the statistics of pass `round`, and finishes the lines nobody else holds.
 void Engine::Impl::observe(int round) {
-  for (Work& work : works) {
-    if (round < static_cast<int>(work.passes.size())) {
-      PassLines& lines = work.passes[round];
-      std::fill(lines.stats.begin(), lines.stats.end(), kernels::LineSum{});
-      rule(work).observe(round, work.tensors, work.shape, infos[work.group], options.momentum_dtype,
-                         {work.factors.data(), static_cast<std::size_t>(round)}, lines.stats, pool);
-      finish_closed_lines(work, rule(work), round);
-    } else if (round + 1 == work.rounds() && work.block_closed) {
-      work.block_sum = kernels::value(work.block_terms);
-    }
-  }
+  for (Work& work : works) observe_work(work, rule(work), round, infos[work.group], options.momentum_dtype, pool);
 }
 
 void Engine::Impl::update_closed(int first_bucket, int last_bucket) {
@@ -90,10 +87,7 @@ void Engine::Impl::apply_open(Bucket& bucket) {
   for (int w : bucket.works) {
     Work& work = works[w];
     if (work.one_sweep) continue;
-    const double scale = rule(work).step_scale(work.shape, infos[work.group], work.block_sum);
-    for (float& factor : work.passes.back().inverse) factor = kernels::step_factor(factor, scale);
-    rule(work).apply(work.tensors, work.shape, infos[work.group], options.momentum_dtype, work.factors, pool,
-                     work.health);
+    apply_work(work, rule(work), infos[work.group], options.momentum_dtype, pool);
   }
 }
 

@@ -68,6 +68,10 @@ struct EngineOptions {
   LossScaling loss_scaling;
   DType momentum_dtype = DType::f32;
   int threads = 1;  ///< of the sweeps
+  /// Every so many steps one parameter, drawn anew, is gathered before and after the step and computed again on one
+  /// rank, whole; 0: never. Its messages are not counted in StepReport::bytes.
+  int proof_every = 0;
+  bool proof_stops = false;  ///< a proof that fails ends the job with Error(device)
 };
 
 /// Where a parameter lies on this rank.
@@ -97,7 +101,8 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   ParamView param(int index);
-  /// Takes the values now in param(i) as the model: fills master weights. Requires equal values on dp peers.
+  /// Collective. Takes the values now in param(i) as the model: fills master weights. Ranks that hold replicas of a
+  /// parameter (dp peers, and along axes that do not cut it) must hold equal values; others are refused by name.
   void publish_params();
 
   /// One micro-batch's gradient of a parameter, param(index).numel elements. The memory may be reused on return.
@@ -110,6 +115,20 @@ class Engine {
 
   /// Collective. Parameters without a gradient in this step count as zero gradients.
   StepReport step(double lr);
+
+  /// On rank 0: sends `command` to all ranks with the next step. Its settings hold on every rank from the step after
+  /// that, which also StepReport::command says. Throws Error(invalid_argument) on what cannot be, and when a command is
+  /// waiting already.
+  void post(const Command& command);
+  /// What the settings of `command` would change, by group; throws Error(invalid_argument) on what cannot be.
+  std::vector<SettingChange> changes_of(const Command& command) const;
+  /// Applies settings between two steps. Collective in effect: every rank makes the same call at the same point.
+  void apply(const Command& command);
+  /// With the rules as commands have changed them.
+  const std::vector<Group>& groups() const;
+
+  /// Every parameter's figures of the last step that was not skipped; valid until the next step.
+  std::span<const ParamReport> param_reports() const;
 
   std::int64_t step_count() const;
   const sharding::Plan& plan() const;

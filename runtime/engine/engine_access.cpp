@@ -24,14 +24,11 @@ ParamView Engine::param(int index) {
 
 void Engine::publish_params() {
   std::vector<std::uint64_t> hashes;
-  std::vector<std::string> names;
-  for (std::size_t b = 0; b < impl_->buckets.size(); ++b) {
-    const SymmetricBuffer& values = impl_->buckets[b].params;
-    hashes.push_back(XXH3_64bits(values.data(), static_cast<std::size_t>(values.bytes())));
-    const auto& entries = impl_->plan.layout(impl_->rank).buckets[b].entries;
-    names.push_back(impl_->params[entries.front().param].name + (entries.size() > 1 ? " and others" : ""));
+  for (int p = 0; p < static_cast<int>(impl_->params.size()); ++p) {
+    const ParamView values = param(p);
+    hashes.push_back(XXH3_64bits(values.data, static_cast<std::size_t>(values.numel * size_of(values.dtype))));
   }
-  check_same_values(hashes, names, *impl_->dp_group);
+  check_same_values(impl_->plan, hashes, *impl_->world);
   impl_->fill_master_weights();
 }
 
@@ -48,6 +45,8 @@ std::int64_t Engine::micro_batch_index(int k) const {
 }
 
 double Engine::loss_scale() const { return impl_->loss_scale; }
+std::span<const ParamReport> Engine::param_reports() const { return impl_->param_reports; }
+
 std::int64_t Engine::step_count() const { return impl_->step_count; }
 void Engine::set_step_count(std::int64_t step) { impl_->step_count = step; }
 const sharding::Plan& Engine::plan() const { return impl_->plan; }

@@ -2,6 +2,7 @@
 // The inside of an Engine, shared by its source files and nobody else.
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "runtime/engine/engine.h"
 #include "runtime/engine/gradients.h"
 #include "runtime/engine/line_exchange.h"
+#include "runtime/engine/proof.h"
 #include "runtime/engine/state.h"
 #include "runtime/engine/vote.h"
 #include "runtime/engine/work.h"
@@ -56,9 +58,15 @@ struct Engine::Impl {
   void take_norms(StepReport& report) const;
   void skip(StepReport& report);
   void collect_health(StepReport& report);
+  void prove(StepReport& report);
   void adapt_loss_scale(bool skipped);
   StepBytes sent_bytes() const;
   void count_bytes(StepReport& report);
+
+  // Commands (commands.cpp).
+  void find_changes(const Command& command, std::vector<SettingChange>& changes, std::vector<Group>& changed) const;
+  void refresh_rules();
+  double group_lr(int group, double lr) const { return own_lr[group].value_or(lr * groups[group].lr_scale); }
 
   std::vector<Param> params;
   std::vector<Group> groups;
@@ -77,10 +85,18 @@ struct Engine::Impl {
   std::vector<Work> works;
   std::vector<std::unique_ptr<LineExchange>> exchanges;  // by round
   int rounds = 0;
+  std::unique_ptr<Proof> proof;  // null when there is none
 
-  std::vector<StepInfo> infos;  // by group
-  std::vector<kernels::SweepHealth> health, all_health;
+  std::vector<StepInfo> infos;                // by group
+  Command pending;                            // rank 0's, for the next vote
+  std::optional<double> commanded_lr;         // in place of step()'s
+  std::vector<std::optional<double>> own_lr;  // by group, in place of that
+  std::optional<double> last_lr;              // of the last step
+  // Health figures of parameters, as they travel: those of each rank's voted parameters, one rank after another.
+  std::vector<kernels::SweepHealth> own_health, all_health, param_health;
   std::vector<std::int64_t> health_bytes;
+  std::vector<int> health_params;  // the parameter of each entry of all_health
+  std::vector<ParamReport> param_reports;
   std::int64_t step_count = 0, skipped_steps = 0;
   double loss_scale = 1;
   int finite_steps = 0;  // since the last change of the loss scale

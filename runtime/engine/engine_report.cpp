@@ -2,32 +2,59 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "runtime/engine/engine_impl.h"
 
 namespace regatta {
 
+namespace {
+
+// Figures that groups and parameters have alike.
+template <class Report>
+void take_health(Report& out, const kernels::SweepHealth& total) {
+  const auto numel = static_cast<double>(std::max<std::int64_t>(out.numel, 1));
+  out.update_rms = std::sqrt(total.update_squares / numel);
+  out.weight_rms = std::sqrt(total.weight_squares / numel);
+  out.update_to_weight = out.weight_rms > 0 ? out.update_rms / out.weight_rms : 0;
+  out.smallest_line_norm = std::isinf(total.smallest_norm) ? 0 : total.smallest_norm;
+  out.largest_line_norm = total.largest_norm;
+  out.zero_lines = total.zero_lines;
+  out.clamped_lines = total.clamped_lines;
+  out.non_finite_lines = total.non_finite_lines;
+}
+
+}  // namespace
+
 void Engine::Impl::collect_health(StepReport& report) {
-  std::fill(health.begin(), health.end(), kernels::SweepHealth{});
+  std::fill(param_health.begin(), param_health.end(), kernels::SweepHealth{});
   for (const Work& work : works)
-    if (work.primary) health[work.group].add(work.health);
-  const Ticket figures = world->all_gather_small(
-      std::as_bytes(std::span(health)), std::as_writable_bytes(std::span(all_health)), health_bytes, "health figures");
-  figures.wait();
-  for (std::size_t g = 0; g < groups.size(); ++g) {
-    kernels::SweepHealth total;
-    for (int r = 0; r < world->world_size(); ++r) total.add(all_health[r * groups.size() + g]);
-    GroupReport& out = report.groups[g];
-    const auto numel = static_cast<double>(std::max<std::int64_t>(out.numel, 1));
-    out.update_rms = std::sqrt(total.update_squares / numel);
-    out.weight_rms = std::sqrt(total.weight_squares / numel);
-    out.update_to_weight = out.weight_rms > 0 ? out.update_rms / out.weight_rms : 0;
-    out.smallest_line_norm = std::isinf(total.smallest_norm) ? 0 : total.smallest_norm;
-    out.largest_line_norm = total.largest_norm;
-    out.zero_lines = total.zero_lines;
-    out.clamped_lines = total.clamped_lines;
-    out.non_finite_lines = total.non_finite_lines;
+    if (work.primary) param_health[work.param].add(work.health);
+  const std::int64_t first = std::accumulate(health_bytes.begin(), health_bytes.begin() + rank, std::int64_t{0}) /
+                             static_cast<std::int64_t>(sizeof(kernels::SweepHealth));
+  for (std::size_t i = 0; i < own_health.size(); ++i) own_health[i] = param_health[health_params[first + i]];
+  world
+      ->all_gather_small(std::as_bytes(std::span(own_health)), std::as_writable_bytes(std::span(all_health)),
+                         health_bytes, "health figures")
+      .wait();
+
+  std::fill(param_health.begin(), param_health.end(), kernels::SweepHealth{});
+  for (std::size_t i = 0; i < all_health.size(); ++i) param_health[health_params[i]].add(all_health[i]);
+  std::vector<kernels::SweepHealth> of_group(groups.size());
+  for (std::size_t p = 0; p < params.size(); ++p) {
+    take_health(param_reports[p], param_health[p]);
+    param_reports[p].grad_norm = std::sqrt(vote.param_squares()[p]) / loss_scale;
+    of_group[params[p].group].add(param_health[p]);
   }
+  for (std::size_t g = 0; g < groups.size(); ++g) take_health(report.groups[g], of_group[g]);
+}
+
+void Engine::Impl::prove(StepReport& report) {
+  report.proof = proof->finish(works, infos);
+  if (report.proof->differing == 0 || !options.proof_stops) return;
+  throw Error(Code::device, "step " + std::to_string(step_count + 1) + ": " + std::to_string(report.proof->differing) +
+                                " numbers of " + params[report.proof->param].name +
+                                " differ from the same step computed on one rank");
 }
 
 void Engine::Impl::adapt_loss_scale(bool skipped) {
@@ -48,7 +75,8 @@ StepReport Engine::Impl::start_report(double lr) const {
   report.skipped_steps = skipped_steps;
   report.lr = lr;
   report.loss_scale = loss_scale;
-  for (const Group& group : groups) report.groups.push_back({.name = group.name});
+  for (std::size_t g = 0; g < groups.size(); ++g)
+    report.groups.push_back({.name = groups[g].name, .lr = group_lr(static_cast<int>(g), lr)});
   for (std::size_t p = 0; p < params.size(); ++p)
     for (const MatrixShape& block : plan.params()[p].blocks) report.groups[params[p].group].numel += block.numel();
   return report;
@@ -70,9 +98,11 @@ void Engine::Impl::take_norms(StepReport& report) const {
 
 void Engine::Impl::skip(StepReport& report) {
   report.culprit = params[vote.culprit()].name;
-  if (options.non_finite == NonFinite::stop)
+  if (options.non_finite == NonFinite::stop) {
+    gradients.begin_step();  // whoever catches this may hand in the next ones
     throw Error(Code::non_finite, "the gradient of " + report.culprit + " is not finite in step " +
                                       std::to_string(step_count + 1) + "; no state was changed");
+  }
   report.skipped = true;
   report.skipped_steps = ++skipped_steps;
 }

@@ -61,9 +61,24 @@ Engine::Impl::Impl(std::vector<Param> params_in, std::vector<Group> groups_in, c
   for (const Work& work : works) rounds = std::max(rounds, work.rounds());
   rounds = std::max(rounds, static_cast<int>(exchanges.size()));
   infos.resize(groups.size());
-  health.resize(groups.size());
-  all_health.resize(groups.size() * transport.world_size());
-  health_bytes.assign(transport.world_size(), plan.options().figure_bytes);
+  own_lr.resize(groups.size());
+  if (options.proof_every > 0)
+    proof = std::make_unique<Proof>(plan, rank, rules, groups_of(params), options.momentum_dtype, options.proof_every,
+                                    *world, pool);
+  for (int r = 0; r < transport.world_size(); ++r) {
+    const std::vector<int> voted = plan.voted_params(r);
+    health_params.insert(health_params.end(), voted.begin(), voted.end());
+    health_bytes.push_back(plan.figure_bytes(r));
+    if (r == rank) own_health.resize(voted.size());
+  }
+  all_health.resize(health_params.size());
+  param_health.resize(params.size());
+  for (std::size_t p = 0; p < params.size(); ++p) {
+    ParamReport& entry = param_reports.emplace_back();
+    entry.name = params[p].name;
+    entry.group = params[p].group;
+    for (const MatrixShape& block : plan.params()[p].blocks) entry.numel += block.numel();
+  }
 }
 
 void Engine::Impl::allocate_buckets() {

@@ -95,6 +95,7 @@ void Gradients::add(int param, const void* grad, DType dtype) {
 
 void Gradients::put(Bucket& bucket, int param, int k, const void* grad, DType dtype) {
   const sharding::ParamLocation& at = plan_.layout(rank_).params[param];
+  if (at.numel == 0) return;  // an empty shard, whose gradient may be a null pointer
   if (accumulates_before_reduction()) return bucket.accumulator.add(k, at.offset, grad, dtype, at.numel);
   std::memcpy(slot_data(bucket) + at.offset * size_of(bucket.wire), grad,
               static_cast<std::size_t>(at.numel * size_of(dtype)));

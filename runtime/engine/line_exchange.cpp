@@ -37,7 +37,6 @@ LineExchange::LineExchange(const sharding::Plan& plan, int round, int rank, std:
       throw Error(Code::invalid_argument, "no run of this rank touches the lines of a share it holds");
     const bool block = share.pass == static_cast<int>(work->passes.size());
     items_.push_back({&share, &*work, block ? 0 : share.lines.begin - work->passes[share.pass].first});
-    rules_.push_back(rule_of_param[share.param]);
 
     const std::int64_t partial = share.lines.size() * share.bytes_per_line,
                        answer = share.lines.size() * share.answer_bytes;
@@ -60,6 +59,12 @@ LineExchange::LineExchange(const sharding::Plan& plan, int round, int rank, std:
   }
   merged_.resize(widest);
   finished_.resize(widest_answer);
+  set_rules(rule_of_param);
+}
+
+void LineExchange::set_rules(std::span<const Rule* const> rule_of_param) {
+  rules_.clear();
+  for (const Item& item : items_) rules_.push_back(rule_of_param[item.share->param]);
 }
 
 void LineExchange::pack_partials(const Item& item, std::byte* to) const {

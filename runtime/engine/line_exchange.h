@@ -17,6 +17,9 @@ class LineExchange {
   LineExchange(const sharding::Plan& plan, int round, int rank, std::span<Work> works,
                std::span<const Rule* const> rule_of_param);
 
+  /// After a rule was replaced by one with the same view and other settings.
+  void set_rules(std::span<const Rule* const> rule_of_param);
+
   /// False when no rank has anything to say in this round; then the other calls do nothing.
   bool needed() const { return needed_; }
   Ticket send_partials(Transport& world);

@@ -52,6 +52,12 @@ sharding::Plan make_plan(const std::vector<Param>& params, const std::vector<Gro
     } catch (const std::invalid_argument& error) {
       throw Error(Code::invalid_argument, error.what());
     }
+    std::int64_t numel = 0;
+    for (const MatrixShape& block : spec.blocks) numel += block.numel();
+    if (numel > kernels::WholeSum::max_count)
+      throw Error(Code::invalid_argument, "parameter " + param.name + " has " + std::to_string(numel) +
+                                              " elements; the exact sum of its gradient's squares holds up to " +
+                                              std::to_string(kernels::WholeSum::max_count));
     for (const MatrixShape& block : spec.blocks) {
       if (block.rows > kernels::LineSum::max_count || block.cols > kernels::LineSum::max_count)
         throw Error(Code::invalid_argument, "parameter " + param.name + " has a block of " +
@@ -70,7 +76,7 @@ sharding::Plan make_plan(const std::vector<Param>& params, const std::vector<Gro
   plan_options.sharded = options.mode == Mode::sharded;
   plan_options.reductions_per_step = options.mode == Mode::zero2 ? options.micro_batches : 1;
   plan_options.accumulates_in_f32 = options.mode != Mode::zero2 && options.micro_batches > 1;
-  plan_options.figure_bytes = static_cast<std::int64_t>(groups.size() * sizeof(kernels::SweepHealth));
+  plan_options.figure_bytes = static_cast<std::int64_t>(sizeof(kernels::SweepHealth));
   try {
     return sharding::Plan(mesh, std::move(specs), plan_options);
   } catch (const std::invalid_argument& error) {

@@ -3,8 +3,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
+
+#include "runtime/engine/command.h"
 
 namespace regatta {
 
@@ -12,6 +15,7 @@ namespace regatta {
 struct GroupReport {
   std::string name;
   std::int64_t numel = 0;
+  double lr = 0;  ///< of this group in this step
   double grad_norm = 0;
   double update_rms = 0;  ///< of w' - w as applied, decay included
   double weight_rms = 0;
@@ -21,6 +25,30 @@ struct GroupReport {
   std::int64_t zero_lines = 0;
   std::int64_t clamped_lines = 0;
   std::int64_t non_finite_lines = 0;
+};
+
+/// Figures of one parameter over all ranks, as GroupReport's.
+struct ParamReport {
+  std::string name;
+  int group = 0;
+  std::int64_t numel = 0;
+  double grad_norm = 0;
+  double update_rms = 0;
+  double weight_rms = 0;
+  double update_to_weight = 0;
+  double smallest_line_norm = 0;
+  double largest_line_norm = 0;
+  std::int64_t zero_lines = 0;
+  std::int64_t clamped_lines = 0;
+  std::int64_t non_finite_lines = 0;
+};
+
+/// A step's result for one parameter, drawn anew each time, against the same step computed whole on one rank.
+struct ProofReport {
+  int param = 0;  ///< index
+  int rank = 0;   ///< that computed it
+  std::int64_t compared = 0;
+  std::int64_t differing = 0;  ///< weights and state whose bits differ; 0 unless something is broken
 };
 
 /// Wall time of this rank's step() by phase, and what went on behind the trainer's own work. Local.
@@ -53,11 +81,13 @@ struct StepReport {
   bool skipped = false;            ///< a gradient was not finite; no state was touched
   std::string culprit;             ///< first parameter with a non-finite gradient, when skipped
   std::int64_t skipped_steps = 0;  ///< so far
-  double lr = 0;
-  double grad_norm = 0;  ///< global, before clipping, loss scale removed; replicated parameters counted once
+  double lr = 0;                   ///< as given to step(), or by a command in its place; groups may have others
+  double grad_norm = 0;            ///< global, before clipping, loss scale removed; replicated parameters counted once
   double clip_factor = 1;
   double loss_scale = 1;  ///< the one this step's gradients carried
+  Command command;        ///< that came with this step and holds from the next one on
   std::vector<GroupReport> groups;
+  std::optional<ProofReport> proof;  ///< in steps that made one
   StepTimes times;
   StepBytes bytes;
 };

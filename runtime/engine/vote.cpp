@@ -16,7 +16,7 @@ Vote::Vote(const sharding::Plan& plan, int rank) : rank_(rank) {
   squares_.resize(plan.params().size());
 }
 
-Ticket Vote::send(Transport& world, std::span<const Gradients::Figures> figures) {
+Ticket Vote::send(Transport& world, std::span<const Gradients::Figures> figures, const Command& command) {
   Flags flags;
   for (std::size_t p = 0; p < figures.size(); ++p) {
     if (figures[p].non_finite == 0) continue;
@@ -26,6 +26,10 @@ Ticket Vote::send(Transport& world, std::span<const Gradients::Figures> figures)
   std::byte* to = mine_.data();
   std::memcpy(to, &flags, sizeof flags);
   to += sizeof flags;
+  if (rank_ == 0) {
+    std::memcpy(to, &command, sizeof command);
+    to += sizeof command;
+  }
   for (int param : voted_[rank_]) {
     std::memcpy(to, &figures[param].squares, sizeof(kernels::WholeSum));
     to += sizeof(kernels::WholeSum);
@@ -37,10 +41,16 @@ void Vote::count() {
   culprit_ = -1;
   std::fill(sums_.begin(), sums_.end(), kernels::WholeSum{});
   const std::byte* from = all_.data();
+  bool first = true;
   for (const std::vector<int>& params : voted_) {
     Flags flags;
     std::memcpy(&flags, from, sizeof flags);
     from += sizeof flags;
+    if (first) {
+      std::memcpy(&command_, from, sizeof command_);
+      from += sizeof command_;
+      first = false;
+    }
     if (flags.culprit >= 0 && (culprit_ < 0 || flags.culprit < culprit_)) culprit_ = static_cast<int>(flags.culprit);
     for (int param : params) {
       kernels::WholeSum part;

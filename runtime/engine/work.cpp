@@ -100,6 +100,25 @@ std::vector<Work> make_works(const sharding::Plan& plan, int rank, std::span<con
   return works;
 }
 
+void observe_work(Work& work, const Rule& rule, int round, const StepInfo& info, DType momentum_dtype,
+                  ThreadPool& pool) {
+  if (round < static_cast<int>(work.passes.size())) {
+    PassLines& lines = work.passes[round];
+    std::fill(lines.stats.begin(), lines.stats.end(), kernels::LineSum{});
+    rule.observe(round, work.tensors, work.shape, info, momentum_dtype,
+                 {work.factors.data(), static_cast<std::size_t>(round)}, lines.stats, pool);
+    finish_closed_lines(work, rule, round);
+  } else if (round + 1 == work.rounds() && work.block_closed) {
+    work.block_sum = kernels::value(work.block_terms);
+  }
+}
+
+void apply_work(Work& work, const Rule& rule, const StepInfo& info, DType momentum_dtype, ThreadPool& pool) {
+  const double scale = rule.step_scale(work.shape, info, work.block_sum);
+  for (float& factor : work.passes.back().inverse) factor = kernels::step_factor(factor, scale);
+  rule.apply(work.tensors, work.shape, info, momentum_dtype, work.factors, pool, work.health);
+}
+
 float finish_line(Work& work, const Rule& rule, int pass, std::span<const kernels::LineSum> stats) {
   const float inverse = rule.inverse(pass, work.shape, stats, work.health);
   if (work.view.block_scale && pass + 1 == static_cast<int>(work.passes.size()))

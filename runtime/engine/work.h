@@ -54,6 +54,13 @@ struct Work {
 std::vector<Work> make_works(const sharding::Plan& plan, int rank, std::span<const Rule* const> rule_of_param,
                              std::span<const int> group_of_param);
 
+/// Round `round` of a work that is not one_sweep: adds this rank's share of the pass's statistics and finishes the
+/// lines nobody else holds. Rounds past the work's own do nothing.
+void observe_work(Work& work, const Rule& rule, int round, const StepInfo& info, DType momentum_dtype,
+                  ThreadPool& pool);
+/// The last sweep of a work that is not one_sweep, once all its lines are finished.
+void apply_work(Work& work, const Rule& rule, const StepInfo& info, DType momentum_dtype, ThreadPool& pool);
+
 /// Finishes line `index` of pass `pass` from its whole statistics: inverse norm, and the block's term after the last
 /// pass.
 float finish_line(Work& work, const Rule& rule, int pass, std::span<const kernels::LineSum> stats);

@@ -90,6 +90,11 @@ class Rule {
 /// or the value, and listing what exists. `lr` is not a rule's setting here: it comes with the step.
 std::shared_ptr<const Rule> make_rule(std::string_view name,
                                       std::span<const std::pair<std::string, std::string>> settings);
+/// `rule` with some of its settings changed. Throws as make_rule does, also for a rule that make_rule does not know.
+std::shared_ptr<const Rule> changed_rule(const Rule& rule,
+                                         std::span<const std::pair<std::string, std::string>> changes);
+/// NAME=VALUE settings as settings_text() lists them.
+std::vector<std::pair<std::string, std::string>> settings_of(const Rule& rule);
 std::vector<std::string> rule_names();
 /// Requires a name of rule_names().
 std::vector<std::string> rule_setting_names(std::string_view rule);

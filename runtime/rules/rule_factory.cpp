@@ -3,6 +3,7 @@
 #include <charconv>
 #include <cmath>
 #include <functional>
+#include <sstream>
 
 #include "runtime/error.h"
 #include "runtime/rules/adamw.h"
@@ -105,6 +106,23 @@ std::shared_ptr<const Rule> make_rule(std::string_view name,
   if (name == "adamw") return std::make_shared<AdamwRule>(read(name, adamw_settings, settings));
   throw Error(Code::invalid_argument,
               "there is no rule \"" + std::string(name) + "\"; expected one of " + join(rule_names()));
+}
+
+std::vector<std::pair<std::string, std::string>> settings_of(const Rule& rule) {
+  std::vector<std::pair<std::string, std::string>> settings;
+  std::istringstream words(rule.settings_text());
+  for (std::string word; words >> word;) {
+    if (const std::size_t equals = word.find('='); equals != std::string::npos)
+      settings.emplace_back(word.substr(0, equals), word.substr(equals + 1));
+  }
+  return settings;
+}
+
+std::shared_ptr<const Rule> changed_rule(const Rule& rule,
+                                         std::span<const std::pair<std::string, std::string>> changes) {
+  std::vector<std::pair<std::string, std::string>> settings = settings_of(rule);
+  settings.insert(settings.end(), changes.begin(), changes.end());  // the last one counts
+  return make_rule(rule.name(), settings);
 }
 
 std::vector<std::string> rule_names() { return {"reg", "adamw"}; }

@@ -10,6 +10,8 @@
 namespace regatta {
 
 double Schedule::lr(std::int64_t step) const {
+  for (std::size_t i = changes.size(); i-- > 0;)
+    if (changes[i].step <= step) return changes[i].lr;
   if (step < warmup) return base * static_cast<double>(step + 1) / static_cast<double>(warmup + 1);
   if (kind == Kind::constant) return base;
   const double length = static_cast<double>(std::max<std::int64_t>(steps - warmup, 1));

@@ -276,6 +276,7 @@ void Transport::run_exchange(Operation& operation) {
   own_out = {};
   own_in = {};
   if (world_size() > 1) do_exchange(outgoing_, incoming_, name_of(operation.kind), operation.label);
+  if (options().faults) options().faults->arrived(root_ranks_[rank_], operation.label, operation.receive);
 }
 
 // ---- set-up calls

@@ -105,6 +105,14 @@ class Ticket {
   std::uint64_t number_ = 0;
 };
 
+/// For tests: what may go wrong between ranks. Called on communication threads.
+class TransportFaults {
+ public:
+  virtual ~TransportFaults() = default;
+  /// `bytes` have arrived in an exchange; what is written to them is what the caller sees.
+  virtual void arrived(int root_rank, std::string_view label, std::span<std::byte> bytes) = 0;
+};
+
 struct TransportOptions {
   std::chrono::milliseconds deadline{600'000};
   /// Read peers of the same host through shared memory (MPI); off means point-to-point messages everywhere.
@@ -113,6 +121,8 @@ struct TransportOptions {
   int shared_memory_ranks = 0;
   /// Set from a signal handler: waits then end with Error(aborted). May be null.
   const std::atomic<bool>* stop = nullptr;
+  /// May be null; outlives the transports.
+  TransportFaults* faults = nullptr;
 };
 
 /// How a rank of the root transport is doing, as far as this rank can tell.

@@ -1,4 +1,5 @@
-# The same job of 8 micro-batches on 1, 2 and 4 ranks, as threads and under mpirun, with tree accumulation: byte-equal weights.
+# The same job of 8 micro-batches on 1, 2 and 4 ranks, as threads and under mpirun, with tree accumulation: byte-equal weights. With
+# tensor parallelism forward sums differ from one rank's, so there threads and processes, 1 and 2 dp ranks are compared.
 # cmake -DREGATTA=PROGRAM -DMPIRUN=MPIRUN -DWORK=FOLDER -P mpi_equality_test.cmake
 file(REMOVE_RECURSE ${WORK})
 file(MAKE_DIRECTORY ${WORK})
@@ -30,3 +31,8 @@ train(four_threads ${REGATTA} finetune ${job} --mesh dp=4)
 train(two_processes ${MPIRUN} -n 2 ${REGATTA} finetune ${job} --mesh dp=2 --transport mpi)
 train(four_processes ${MPIRUN} -n 4 ${REGATTA} finetune ${job} --mesh dp=4 --transport mpi)
 train(four_processes_zero2 ${MPIRUN} -n 4 ${REGATTA} finetune ${job} --mesh dp=4 --transport mpi --mode zero2 --bucket-bytes 5000)
+
+unset(first)
+train(two_tp_threads ${REGATTA} finetune ${job} --mesh tp=2)
+train(dp2_tp2_threads ${REGATTA} finetune ${job} --mesh dp=2,tp=2)
+train(dp2_tp2_processes ${MPIRUN} -n 4 ${REGATTA} finetune ${job} --mesh dp=2,tp=2 --transport mpi)

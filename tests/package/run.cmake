@@ -1,5 +1,5 @@
-# Installs BUILD aside, then configures, builds and runs the project in CONSUMER, around the program QUICKSTART, with
-# nothing but that installation.
+# Installs BUILD aside, then configures, builds and runs the project in CONSUMER, around the program QUICKSTART, and the C
+# project in C_CONSUMER, with nothing but that installation.
 cmake_minimum_required(VERSION 3.25)
 
 function(step what)
@@ -22,5 +22,13 @@ step("run" ${WORK}/build/consumer)
 message(STATUS "consumer says: ${output}")
 if(NOT output MATCHES "equal on 1 and 2 ranks")
   message(FATAL_ERROR "the consumer ran but did not say 'equal on 1 and 2 ranks': ${output}")
+endif()
+step("configuration in C" ${CMAKE_COMMAND} -S ${C_CONSUMER} -B ${WORK}/build-c -G ${GENERATOR}
+     -DCMAKE_PREFIX_PATH=${WORK}/moved -DCMAKE_C_COMPILER=${CC} -DCMAKE_BUILD_TYPE=${BUILD_TYPE} -DSANITIZE=${SANITIZE})
+step("build in C" ${CMAKE_COMMAND} --build ${WORK}/build-c)
+step("run in C" ${WORK}/build-c/c_consumer)
+message(STATUS "C consumer says: ${output}")
+if(NOT output MATCHES "step 1 made W")
+  message(FATAL_ERROR "the C consumer ran but did not say 'step 1 made W': ${output}")
 endif()
 step("installed program" ${WORK}/moved/bin/regatta --version)

@@ -32,6 +32,17 @@ TEST(Schedule, CosineIsHalfWayInTheMiddle) {
   EXPECT_GT(schedule.lr(1), schedule.lr(2));
 }
 
+TEST(Schedule, ChangesReplaceItFromTheirStepOn) {
+  Schedule schedule{.kind = Schedule::Kind::linear, .base = 1, .warmup = 0, .steps = 10};
+  const double before = schedule.lr(2);
+  schedule.changes = {{3, 0.5}, {6, 0.25}};
+  EXPECT_EQ(schedule.lr(2), before);
+  EXPECT_EQ(schedule.lr(3), 0.5);
+  EXPECT_EQ(schedule.lr(5), 0.5);
+  EXPECT_EQ(schedule.lr(6), 0.25);
+  EXPECT_EQ(schedule.lr(100), 0.25);
+}
+
 TEST(Schedule, AllWarmupStaysFinite) {
   const Schedule schedule{.kind = Schedule::Kind::linear, .base = 1, .warmup = 5, .steps = 5};
   EXPECT_DOUBLE_EQ(schedule.lr(5), 1);

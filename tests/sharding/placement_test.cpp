@@ -37,6 +37,36 @@ TEST(Placement, EachBlockIsCutByItself) {  // fused q (4 rows), k (2 rows), v (2
   EXPECT_EQ(parts[2].rows, (Range{1, 2}));
 }
 
+TEST(Placement, StackedRowsCutAcrossBlocks) {  // FSDP2's Shard(0) of fused q (4 rows), k, v (2 rows each)
+  const Mesh mesh = Mesh::parse("dp=3");
+  const std::vector<MatrixShape> blocks{{4, 3}, {2, 3}, {2, 3}};
+  const Placement rows = Placement::parse("dp:rows");
+  const auto rows_on = [&](int rank) {
+    std::vector<Range> held;
+    for (const BlockPart& part : local_parts(mesh, rows, rank, blocks)) held.push_back(part.rows);
+    return held;
+  };
+  EXPECT_EQ(rows_on(0), (std::vector<Range>{{0, 3}, {0, 0}, {0, 0}}));
+  EXPECT_EQ(rows_on(1), (std::vector<Range>{{3, 4}, {0, 2}, {0, 0}}));
+  EXPECT_EQ(rows_on(2), (std::vector<Range>{{0, 0}, {0, 0}, {0, 2}}));
+  EXPECT_EQ(rows.text(), "dp:rows");
+}
+
+TEST(Placement, StackedRowsCutWhatTpLeft) {
+  const Mesh mesh = Mesh::parse("dp=2,tp=2");
+  const auto parts = local_parts(mesh, Placement::parse("tp:0,dp:rows"), 1, {{4, 3}, {2, 3}, {2, 3}});  // dp 0, tp 1
+  EXPECT_EQ(parts[0].rows, (Range{2, 4}));
+  EXPECT_TRUE(parts[1].rows.empty());
+  EXPECT_TRUE(parts[2].rows.empty());
+}
+
+TEST(Placement, StackedRowsKeepExpertsWhole) {  // three experts of two rows over two ranks: two and one
+  const Mesh mesh = Mesh::parse("dp=2");
+  const auto parts = local_parts(mesh, Placement::parse("dp:rows"), 0, {{2, 3}, {2, 3}, {2, 3}}, 2);
+  EXPECT_EQ(parts[1].rows, (Range{0, 2}));
+  EXPECT_TRUE(parts[2].rows.empty());
+}
+
 TEST(Placement, FlatRunsOverAllBlocks) {
   const Mesh mesh = Mesh::parse("dp=2");
   const auto first = local_parts(mesh, Placement::parse("dp:flat"), 0, {{2, 3}, {1, 3}});

@@ -115,6 +115,21 @@ TEST(Plan, ShardedRowsOverDp) {
   EXPECT_EQ(plan.wire_bytes(0).all_gather, 0);
 }
 
+TEST(Plan, StackedRowsOfExpertsAreCutBetweenExperts) {  // 3 x 2 x 4, a block for each expert
+  const Plan plan(Mesh::parse("dp=2"), {matrix("experts", {3, 2, 4}, "dp:rows", {2, 2, 2})}, with(Cut::row, true));
+  EXPECT_EQ(plan.layout(0).params[0].numel, 16);
+  EXPECT_EQ(plan.layout(1).params[0].numel, 8);
+  EXPECT_EQ(open_line_count(plan), 0);
+  EXPECT_THROW(
+      Plan(Mesh::parse("dp=2,tp=2"), {matrix("experts", {3, 2, 4}, "tp:0,dp:rows", {2, 2, 2})}, with(Cut::row, true)),
+      std::invalid_argument);
+}
+
+TEST(Plan, StackedRowsOfAVectorAreItsElements) {
+  const Plan plan(Mesh::parse("dp=2"), {matrix("bias", {5}, "dp:rows")}, with(Cut::row, true));
+  EXPECT_EQ(plan.layout(0).params[0].numel, 3);
+}
+
 TEST(Plan, ZeroModesRefuseAPlacementOverDp) {
   EXPECT_THROW(Plan(Mesh::parse("dp=2"), {matrix("w", {4, 4}, "dp:0")}, with(Cut::row)), std::invalid_argument);
 }

@@ -55,7 +55,7 @@ class MessageTransport final : public Transport {
   void abandon() noexcept;
   std::byte* staging(std::int64_t bytes);
 
-  std::shared_ptr<MpiSession> session_;  // the process's only one
+  std::shared_ptr<MpiSession> session_;  // shared with the backend
   int epoch_;
   std::string data_path_;
   int tag_ = 0;

@@ -36,7 +36,7 @@ void MpiPeerLink::take_in(int from) {
 void MpiPeerLink::poll() noexcept {
   // Another thread that is at it already will do.
   const std::unique_lock lock(mutex_, std::try_to_lock);
-  if (!lock || !open_) return;
+  if (!lock || !open_ || !mpi_is_running()) return;
   while (request_ != MPI_REQUEST_NULL) {
     int arrived = 0;
     MPI_Status status;
@@ -48,7 +48,7 @@ void MpiPeerLink::poll() noexcept {
 
 void MpiPeerLink::send(Notice& notice) noexcept {
   const std::lock_guard lock(mutex_);
-  if (!open_) return;
+  if (!open_ || !mpi_is_running()) return;
   std::vector<MPI_Request> requests;
   for (const int rank : distant_) {
     if (processes_[rank].ended()) continue;
@@ -83,7 +83,8 @@ void MpiPeerLink::close() noexcept {
   const std::lock_guard lock(mutex_);
   if (!open_) return;
   open_ = false;
-  if (request_ == MPI_REQUEST_NULL) return;
+  // A program that finalises MPI too early must not bring the process down here.
+  if (request_ == MPI_REQUEST_NULL || !mpi_is_running()) return;
   MPI_Cancel(&request_);
   MPI_Status status;
   MPI_Wait(&request_, &status);

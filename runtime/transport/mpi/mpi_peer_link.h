@@ -41,7 +41,7 @@ class MpiPeerLink final : public PeerLink {
   void listen();
   void take_in(int from);
 
-  std::shared_ptr<MpiSession> session_;  // the process's only one
+  std::shared_ptr<MpiSession> session_;  // shared with the backend
   int epoch_;
   std::vector<PeerRecord*> records_;
   std::vector<int> distant_;

@@ -1,7 +1,7 @@
 #pragma once
-// This process's part in the MPI job: initialisation, two communicators of our own, error texts, finalisation. One per
-// process, shared by the transports made from it. Starting up uses blocking MPI calls; afterwards nobody calls anything
-// that could hang.
+// One communicator as the transports see it: two duplicates of our own, this process's rank, its host. Beneath all
+// sessions of a process lies one MPI, which this file starts and ends when the program has not. Starting up uses
+// blocking MPI calls; afterwards nobody calls anything that could hang. Thread-safe, given MPI_THREAD_MULTIPLE.
 
 #include <mpi.h>
 
@@ -14,8 +14,14 @@ namespace regatta {
 
 class MpiSession {
  public:
-  /// The session of this process; starts MPI when the program has not. Collective the first time.
-  static std::shared_ptr<MpiSession> get();
+  /// Over all processes of the job, one per process; starts MPI when the program has not. Collective the first time.
+  static std::shared_ptr<MpiSession> of_job();
+  /// Over the caller's communicator, which is duplicated and may be freed afterwards. Collective over it. Requires a
+  /// running MPI. The duplicates are freed with the session.
+  static std::shared_ptr<MpiSession> over(MPI_Comm communicator);
+  ~MpiSession();
+  MpiSession(const MpiSession&) = delete;
+  MpiSession& operator=(const MpiSession&) = delete;
 
   int rank() const { return rank_; }
   int world_size() const { return world_size_; }
@@ -23,24 +29,31 @@ class MpiSession {
   MPI_Comm notices() const { return notices_; }
   /// Lowest rank on the same host.
   int host_leader() const { return host_leader_; }
-  /// Numbers the root transports of this process, alike on all ranks.
-  int next_epoch() { return epoch_++; }
+  /// A number alike on all ranks of the session, which none of their earlier root transports has. MPI may give a new
+  /// communicator the place of a freed one; what a dead transport left under way is told apart by its epoch.
+  /// Collective.
+  int next_epoch() const;
   /// Blocking, without a deadline: for starting up only.
   std::vector<std::string> gather(const std::string& mine) const;
-  /// Ends MPI if this session began it.
-  void finalize();
 
  private:
-  MpiSession();
+  MpiSession(MPI_Comm communicator, bool owns_duplicates);
 
-  bool owner_ = false;
+  bool owns_duplicates_;
   int rank_ = 0;
   int world_size_ = 1;
   int host_leader_ = 0;
-  int epoch_ = 0;
   MPI_Comm data_ = MPI_COMM_NULL;
   MPI_Comm notices_ = MPI_COMM_NULL;
 };
+
+/// Counts the root transports of this process. With the last one MPI ends, if of_job() started it and all of them ended
+/// `well`: with a rank missing, MPI_Finalize would not return.
+void open_mpi_world();
+void close_mpi_world(bool well);
+
+/// Whether MPI calls are allowed: it was started and has not been finalised.
+bool mpi_is_running();
 
 /// Throws Error(transport) with MPI's own words unless `result` is MPI_SUCCESS.
 void check_mpi(int result, std::string_view what);

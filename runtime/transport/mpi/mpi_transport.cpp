@@ -7,6 +7,7 @@
 
 #include "runtime/transport/mpi/mapped_memory.h"
 #include "runtime/transport/mpi/message_transport.h"
+#include "runtime/transport/mpi/mpi_communicator.h"
 #include "runtime/transport/mpi/mpi_peer_link.h"
 #include "runtime/transport/mpi/mpi_session.h"
 #include "runtime/transport/shared/board_transport.h"
@@ -36,7 +37,9 @@ class MpiBackend final : public TransportBackend {
         islands_(std::move(islands)),
         sharing_(std::make_shared<MappedSharing>()),
         peers_(std::move(peers)),
-        link_(std::move(link)) {}
+        link_(std::move(link)) {
+    open_mpi_world();
+  }
 
   ~MpiBackend() override {
     bool all_can_finalize = true;
@@ -46,7 +49,7 @@ class MpiBackend final : public TransportBackend {
       if (status.state == PeerStatus::State::failed && !status.closed) all_can_finalize = false;
     }
     if (link_) link_->close();
-    if (all_can_finalize) session_->finalize();
+    close_mpi_world(all_can_finalize);
   }
 
   std::string_view name() const override { return "mpi"; }
@@ -70,7 +73,7 @@ class MpiBackend final : public TransportBackend {
   void retire(const std::string& offer) noexcept override { sharing_->retire(offer); }
 
  private:
-  std::shared_ptr<MpiSession> session_;  // the process's only one
+  std::shared_ptr<MpiSession> session_;  // shared with the groups and the link
   int epoch_;
   Islands islands_;
   std::shared_ptr<MappedSharing> sharing_;  // shared with the groups
@@ -179,8 +182,9 @@ std::string mpi_library() {
   return version.substr(0, version.find_first_of(",\n"));
 }
 
-std::unique_ptr<Transport> make_mpi_transport(const TransportOptions& options) {
-  const std::shared_ptr<MpiSession> session = MpiSession::get();
+namespace {
+
+std::unique_ptr<Transport> make_root(const std::shared_ptr<MpiSession>& session, const TransportOptions& options) {
   const int epoch = session->next_epoch();
   const std::vector<Neighbour> neighbours = meet(*session);
   Records records = open_records(*session, wished_islands(*session, neighbours, options));
@@ -223,12 +227,18 @@ std::unique_ptr<Transport> make_mpi_transport(const TransportOptions& options) {
   return root;
 }
 
+}  // namespace
+
+std::unique_ptr<Transport> make_mpi_transport(const TransportOptions& options) {
+  return make_root(MpiSession::of_job(), options);
+}
+
+std::unique_ptr<Transport> make_mpi_transport(MPI_Comm communicator, const TransportOptions& options) {
+  return make_root(MpiSession::over(communicator), options);
+}
+
 void kill_mpi_job(int exit_code) {
-  int initialized = 0;
-  int finalized = 0;
-  MPI_Initialized(&initialized);
-  MPI_Finalized(&finalized);
-  if (initialized != 0 && finalized == 0) MPI_Abort(MPI_COMM_WORLD, exit_code);
+  if (mpi_is_running()) MPI_Abort(MPI_COMM_WORLD, exit_code);
   std::_Exit(exit_code);
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 // Ranks as processes, started by mpirun. Ranks of one host share memory and read each other's buffers in place; groups
-// that span hosts, and all groups when TransportOptions::shared_memory is off, send messages.
+// that span hosts, and all groups when TransportOptions::shared_memory is off, send messages. Over a communicator of
+// the program's own instead of the whole job: mpi_communicator.h.
 
 #include <memory>
 #include <string>
@@ -18,7 +19,8 @@ std::string mpi_library();
 /// transport is destroyed, provided that no rank has failed: with a rank missing, MPI_Finalize would not return.
 std::unique_ptr<Transport> make_mpi_transport(const TransportOptions& options = {});
 
-/// Ends all processes of the job at once, for a rank that cannot wait any longer for the others to leave.
+/// Ends all processes of the job at once, whatever communicator they train in: for the program that owns the job, when
+/// a rank cannot wait any longer for the others to leave. No transport or engine calls it.
 [[noreturn]] void kill_mpi_job(int exit_code);
 
 }  // namespace regatta

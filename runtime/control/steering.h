@@ -1,0 +1,53 @@
+#pragma once
+// What the training loop does about commands, on every rank: rank 0 puts requests into the votes of steps, and all
+// ranks act on what the votes brought, between the same two steps. Driven by the rank's thread; calls are collective.
+//
+//     Steering steering(engine, transport, mailbox, audit);   // mailbox and audit are null except on rank 0
+//     steering.start(job)
+//     for each step:
+//       ... backward;  steering.before_vote(step);  report = engine.step(lr)
+//       if (steering.after_step(facts) == Steering::Next::drain) break;
+//     steering.finish()
+
+#include <map>
+#include <optional>
+
+#include "runtime/control/audit_log.h"
+#include "runtime/control/mailbox.h"
+#include "runtime/engine/engine.h"
+#include "runtime/transport/transport.h"
+
+namespace regatta::control {
+
+class Steering {
+ public:
+  enum class Next { step, drain };
+
+  Steering(Engine& engine, Transport& transport, Mailbox* mailbox, AuditLog* audit);
+
+  void start(std::int64_t steps);
+  /// Right before engine.step() of loop step `step`, counted from 1.
+  void before_vote();
+  /// Stays here while the job is paused.
+  Next after_step(const StepFacts& facts);
+  /// No further step is made.
+  void finish();
+
+ private:
+  /// Answers what cannot be, and dry runs; gives back what the ranks must hear.
+  std::optional<Request> next_request(bool paused, std::chrono::milliseconds patience);
+  void settle(const Request& request, Answer answer);
+  void show_groups();
+  Next pause(std::int64_t step);
+
+  Engine& engine_;
+  Transport& transport_;
+  Mailbox* mailbox_;
+  AuditLog* audit_;
+  std::int64_t steps_ = 0;
+  std::int64_t made_ = 0;  // steps of the loop
+  std::optional<Request> on_its_way_;
+  std::vector<SettingChange> its_changes_;
+};
+
+}  // namespace regatta::control

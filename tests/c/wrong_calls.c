@@ -1,0 +1,354 @@
+/* Every wrong argument gets a status and a sentence, and the engine is as usable afterwards as before. */
+
+#include <math.h>
+#include <pthread.h>
+
+#include "tests/c/check.h"
+
+static const int64_t shape[] = {6, 4};
+
+static void meshes(void) {
+  int n = 7;
+  REFUSED(regatta_mesh_size(NULL, "dp", &n), "regatta_mesh_size: mesh is NULL");
+  REFUSED(regatta_mesh_size("dp=2", "dp", NULL), "size is NULL");
+  REFUSED(regatta_mesh_size("dp=two", "dp", &n), "'dp=two' is not NAME=SIZE");
+  REFUSED(regatta_mesh_size("dp=0", "dp", &n), "mesh axis dp has size 0; expected at least 1");
+  REFUSED(regatta_mesh_size("dp=-3", NULL, &n), "mesh axis dp has size -3");
+  REFUSED(regatta_mesh_size("dp=2,dp=2", NULL, &n), "dp is named twice");
+  REFUSED(regatta_mesh_size("dp=99999999999", NULL, &n), "is not NAME=SIZE");
+  REFUSED(regatta_mesh_coordinate("dp=2", 2, "dp", &n), "rank is 2; mesh dp=2 has 2 ranks");
+  REFUSED(regatta_mesh_coordinate("dp=2", -1, "dp", &n), "rank is -1");
+  REFUSED(regatta_mesh_coordinate("dp=2", 0, NULL, &n), "axis is NULL");
+  CHECK(n == 7); /* no failed call has written */
+  OK(regatta_mesh_size("dp=2,tp=3", NULL, &n));
+  CHECK(n == 6);
+  OK(regatta_mesh_size("dp=2,tp=3", "pp", &n));
+  CHECK(n == 1);
+  OK(regatta_mesh_coordinate("dp=2,tp=3", 4, "tp", &n));
+  CHECK(n == 1);
+}
+
+static void transports(void) {
+  regatta_transport* t = NULL;
+  regatta_transport* dead;
+  regatta_engine* e = NULL;
+  const char* text = NULL;
+  int n = 0;
+  REFUSED(regatta_transport_local(1, NULL, NULL), "ranks is NULL");
+  REFUSED(regatta_transport_local(0, NULL, &t), "a world of 0 ranks");
+  REFUSED(regatta_transport_local(-4, NULL, &t), "a world of -4 ranks");
+  REFUSED(regatta_transport_local(1, "colour=red", &t), "there is no option 'colour'");
+  REFUSED(regatta_transport_local(1, "deadline_seconds", &t), "'deadline_seconds' is not NAME=VALUE");
+  REFUSED(regatta_transport_local(1, "deadline_seconds=soon", &t), "option deadline_seconds is 'soon'");
+  REFUSED(regatta_transport_local(1, "deadline_seconds=nan", &t), "option deadline_seconds is 'nan'");
+  REFUSED(regatta_transport_local(1, "shared_memory=maybe", &t), "expected one of on, off");
+  REFUSED(regatta_transport_mpi(NULL, NULL), "transport is NULL");
+  CHECK(regatta_transport_from_mpi_fortran(12345, NULL, &t) == REGATTA_INVALID_ARGUMENT);
+  CHECK(t == NULL);
+  REFUSED(regatta_transport_rank(NULL, &n), "regatta_transport_rank: transport is NULL");
+  REFUSED(regatta_transport_rank((regatta_transport*)&n, &n), "the transport was destroyed already, or was never made");
+  OK(regatta_transport_local(1, NULL, &t));
+  REFUSED(regatta_transport_rank(t, NULL), "rank is NULL");
+  REFUSED(regatta_transport_world_size(t, NULL), "world_size is NULL");
+  REFUSED(regatta_transport_data_path(t, NULL), "text is NULL");
+  OK(regatta_transport_data_path(t, &text));
+  CHECK(strcmp(text, "direct") == 0);
+  REFUSED(regatta_transport_abort(t, NULL), "reason is NULL");
+  REFUSED(regatta_engine_build((regatta_engine*)t), "the engine was destroyed already, or was never made");
+  REFUSED(regatta_engine_create(NULL, "dp=1", &e), "transport is NULL");
+  REFUSED(regatta_engine_create(t, NULL, &e), "mesh is NULL");
+  REFUSED(regatta_engine_create(t, "dp=1", NULL), "engine is NULL");
+  REFUSED(regatta_engine_create(t, "dp=2,tp=2", &e), "mesh dp=2,tp=2 has 4 ranks but the transport has 1");
+  CHECK(e == NULL);
+  dead = t;
+  OK(regatta_transport_destroy(t));
+  REFUSED(regatta_transport_destroy(dead), "the transport was destroyed already");
+  REFUSED(regatta_engine_create(dead, "dp=1", &e), "the transport was destroyed already");
+  OK(regatta_transport_destroy(NULL));
+  OK(regatta_engine_destroy(NULL));
+}
+
+/* An engine with a group and parameters W (6 x 4) and b (4), not yet built. */
+static regatta_engine* unbuilt(regatta_transport* t) {
+  const int64_t four = 4;
+  regatta_engine* e = NULL;
+  OK(regatta_engine_create(t, "dp=1", &e));
+  OK(regatta_engine_add_group(e, "all", "adamw", NULL, 1.0, NULL));
+  OK(regatta_engine_add_param(e, "W", shape, 2, REGATTA_F32, NULL, 0, NULL));
+  OK(regatta_engine_add_param(e, "b", &four, 1, REGATTA_BF16, "", 0, NULL));
+  return e;
+}
+
+static void setting_up(regatta_transport* t) {
+  const int64_t negative[] = {6, -4}, huge[] = {INT64_MAX, INT64_MAX}, long_line[] = {2, 20000000};
+  const int64_t halves[] = {3, 3}, five[] = {5}, zero_rows[] = {0, 6}, overflowing[] = {INT64_MAX, 1};
+  regatta_engine* e = NULL;
+  int n = 7;
+  OK(regatta_engine_create(t, "", &e));
+  REFUSED(regatta_engine_build(e), "there are no parameter groups");
+  REFUSED(regatta_engine_add_group(NULL, "g", "reg", NULL, 1, NULL), "regatta_engine_add_group: engine is NULL");
+  REFUSED(regatta_engine_add_group(e, NULL, "reg", NULL, 1, NULL), "name is NULL");
+  REFUSED(regatta_engine_add_group(e, "g", NULL, NULL, 1, NULL), "rule is NULL");
+  REFUSED(regatta_engine_add_group(e, "g", "sgd", NULL, 1, NULL),
+          "there is no rule \"sgd\"; expected one of reg, adamw");
+  REFUSED(regatta_engine_add_group(e, "g", "reg", "beta1=0.9", 1, NULL), "rule reg has no setting \"beta1\"");
+  REFUSED(regatta_engine_add_group(e, "g", "reg", "momentum=2", 1, NULL), "setting momentum of rule reg is \"2\"");
+  REFUSED(regatta_engine_add_group(e, "g", "reg", "momentum", 1, NULL), "'momentum' is not NAME=VALUE");
+  REFUSED(regatta_engine_add_group(e, "g", "reg", NULL, NAN, NULL), "lr_scale nan");
+  REFUSED(regatta_engine_add_param(e, "W", shape, 2, REGATTA_F32, NULL, 0, NULL), "in group 0; there are 0 groups");
+  OK(regatta_engine_add_group(e, "g", "reg", "", 1, NULL));
+  REFUSED(regatta_engine_build(e), "there are no parameters to plan for");
+  REFUSED(regatta_engine_add_param(e, NULL, shape, 2, REGATTA_F32, NULL, 0, &n), "name is NULL");
+  REFUSED(regatta_engine_add_param(e, "W", NULL, 2, REGATTA_F32, NULL, 0, &n), "shape is NULL");
+  REFUSED(regatta_engine_add_param(e, "W", shape, 0, REGATTA_F32, NULL, 0, &n), "parameter W has 0 dims");
+  REFUSED(regatta_engine_add_param(e, "W", shape, -2, REGATTA_F32, NULL, 0, &n), "parameter W has -2 dims");
+  REFUSED(regatta_engine_add_param(e, "W", negative, 2, REGATTA_F32, NULL, 0, &n), "every extent must be at least 1");
+  REFUSED(regatta_engine_add_param(e, "W", huge, 2, REGATTA_F32, NULL, 0, &n), "has more than 4294967295 elements");
+  REFUSED(regatta_engine_add_param(e, "W", shape, 2, 9, NULL, 0, &n),
+          "dtype of parameter W is 9; expected REGATTA_F32");
+  REFUSED(regatta_engine_add_param(e, "W", shape, 2, -1, NULL, 0, &n), "dtype of parameter W is -1");
+  REFUSED(regatta_engine_add_param(e, "W", shape, 2, REGATTA_F32, "tp:7", 0, &n), "'tp:7' is not AXIS:0");
+  REFUSED(regatta_engine_add_param(e, "W", shape, 2, REGATTA_F32, "tp:0,tp:1", 0, &n), "names axis tp twice");
+  REFUSED(regatta_engine_add_param(e, "W", shape, 2, REGATTA_F32, NULL, 3, &n), "in group 3; there are 1 groups");
+  REFUSED(regatta_engine_add_param(e, "W", shape, 2, REGATTA_F32, NULL, -1, &n), "in group -1");
+  CHECK(n == 7);
+  OK(regatta_engine_add_param(e, "W", shape, 2, REGATTA_F32, NULL, 0, &n));
+  CHECK(n == 0);
+  REFUSED(regatta_engine_set_grad_dtype(e, 1, REGATTA_F32), "param is 1; the engine has 1 parameters");
+  REFUSED(regatta_engine_set_grad_dtype(e, 0, 5), "gradient dtype of parameter W is 5");
+  REFUSED(regatta_engine_set_block_rows(e, -1, halves, 2), "param is -1");
+  REFUSED(regatta_engine_set_block_rows(e, 0, NULL, 2), "rows is NULL");
+  REFUSED(regatta_engine_set_block_rows(e, 0, halves, 0), "parameter W is given 0 blocks");
+  REFUSED(regatta_engine_set_block_rows(e, 0, five, 1), "has blocks of 5 rows in all; expected 6");
+  REFUSED(regatta_engine_set_block_rows(e, 0, zero_rows, 2), "parameter W has a block of 0 rows");
+  REFUSED(regatta_engine_set_block_rows(e, 0, overflowing, 2), "parameter W has a block of 9223372036854775807 rows");
+  OK(regatta_engine_set_block_rows(e, 0, halves, 2));
+  REFUSED(regatta_engine_set_option(e, NULL, "1"), "name is NULL");
+  REFUSED(regatta_engine_set_option(e, "clip", NULL), "value is NULL");
+  REFUSED(regatta_engine_set_option(e, "colour", "red"), "there is no option 'colour'; expected one of mode, cut");
+  REFUSED(regatta_engine_set_option(e, "mode", "zero3"),
+          "option mode is 'zero3'; expected one of zero1, zero2, sharded");
+  REFUSED(regatta_engine_set_option(e, "cut", ""), "option cut is ''; expected one of element, row, matrix");
+  REFUSED(regatta_engine_set_option(e, "bucket_bytes", "0"), "option bucket_bytes is '0'; expected a whole number");
+  REFUSED(regatta_engine_set_option(e, "micro_batches", "-1"), "option micro_batches is '-1'");
+  REFUSED(regatta_engine_set_option(e, "micro_batches", "3000000000"), "option micro_batches is '3000000000'");
+  REFUSED(regatta_engine_set_option(e, "accumulation", "mean"), "expected one of sum, tree");
+  REFUSED(regatta_engine_set_option(e, "clip", "-1"), "option clip is '-1'; expected 0 (off) or a norm above it");
+  REFUSED(regatta_engine_set_option(e, "clip", "nan"), "option clip is 'nan'");
+  REFUSED(regatta_engine_set_option(e, "non_finite", "ignore"), "expected one of skip, stop");
+  REFUSED(regatta_engine_set_option(e, "loss_scale", "0"), "option loss_scale is '0'; expected a number above 0");
+  REFUSED(regatta_engine_set_option(e, "loss_scale", "inf"), "option loss_scale is 'inf'");
+  REFUSED(regatta_engine_set_option(e, "loss_scale_growth_interval", "x"), "option loss_scale_growth_interval is 'x'");
+  REFUSED(regatta_engine_set_option(e, "loss_scale_smallest", "-2"), "option loss_scale_smallest is '-2'");
+  REFUSED(regatta_engine_set_option(e, "momentum_dtype", "f16"), "expected one of f32, bf16");
+  REFUSED(regatta_engine_set_option(e, "threads", "0"),
+          "option threads is '0'; expected a whole number from 1 to 4096");
+  REFUSED(regatta_engine_set_option(e, "threads", "2 "), "option threads is '2 '");
+  OK(regatta_engine_add_param(e, "W", shape, 2, REGATTA_F32, NULL, 0, NULL));
+  REFUSED(regatta_engine_build(e), "parameter W appears twice");
+  OK(regatta_engine_destroy(e));
+  REFUSED(regatta_engine_destroy(e), "the engine was destroyed already");
+
+  OK(regatta_engine_create(t, "dp=1", &e));
+  OK(regatta_engine_add_group(e, "g", "reg", NULL, 1, NULL));
+  OK(regatta_engine_add_param(e, "L", long_line, 2, REGATTA_F32, NULL, 0, NULL));
+  REFUSED(regatta_engine_build(e), "parameter L has a block of 2 x 20000000");
+  OK(regatta_engine_destroy(e));
+  OK(regatta_engine_create(t, "dp=1", &e));
+  OK(regatta_engine_add_group(e, "g", "reg", NULL, 1, NULL));
+  OK(regatta_engine_add_param(e, "W", shape, 2, REGATTA_F32, "tp:1", 0, NULL));
+  REFUSED(regatta_engine_build(e), "parameter W is placed over axis tp, which mesh dp=1 does not have");
+  OK(regatta_engine_destroy(e));
+}
+
+static void order_of_calls(regatta_transport* t) {
+  float grad[24] = {0};
+  regatta_engine* e = unbuilt(t);
+  const char* text = NULL;
+  void* data = NULL;
+  int n = 0;
+  int64_t m = 0;
+  double d = 0;
+  uint64_t u = 0;
+  regatta_part part;
+  regatta_figures figures;
+  regatta_state_part state;
+  regatta_wire_bytes bytes;
+  REFUSED(regatta_engine_param(e, 0, &data, NULL, NULL), "regatta_engine_param: the engine is not built yet");
+  REFUSED(regatta_engine_param_block_count(e, 0, &n), "not built yet");
+  REFUSED(regatta_engine_param_block(e, 0, 0, &part), "not built yet");
+  REFUSED(regatta_engine_publish_params(e), "not built yet");
+  REFUSED(regatta_engine_add_grad(e, 0, grad, 24, REGATTA_F32), "not built yet");
+  REFUSED(regatta_engine_micro_batch_index(e, 0, &m), "not built yet");
+  REFUSED(regatta_engine_loss_scale(e, &d), "not built yet");
+  REFUSED(regatta_engine_step(e, 0.1, NULL, 0), "regatta_engine_step: the engine is not built yet; call build first");
+  REFUSED(regatta_engine_group_figures(e, 0, &figures, sizeof figures), "not built yet");
+  REFUSED(regatta_engine_param_figures(e, 0, &figures, sizeof figures), "not built yet");
+  REFUSED(regatta_engine_state_count(e, &n), "not built yet");
+  REFUSED(regatta_engine_state_part(e, 0, &state, sizeof state), "not built yet");
+  REFUSED(regatta_engine_load_state(e, 0, grad, 24, REGATTA_F32), "not built yet");
+  REFUSED(regatta_engine_state_bytes(e, &m), "not built yet");
+  REFUSED(regatta_engine_step_count(e, &m), "not built yet");
+  REFUSED(regatta_engine_set_step_count(e, 1), "not built yet");
+  REFUSED(regatta_engine_planned_bytes(e, &bytes, sizeof bytes), "not built yet");
+  REFUSED(regatta_engine_plan_text(e, &text), "not built yet");
+  REFUSED(regatta_engine_plan_fingerprint(e, &u), "not built yet");
+  OK(regatta_engine_build(e));
+  REFUSED(regatta_engine_build(e), "regatta_engine_build: the engine is built already");
+  REFUSED(regatta_engine_add_group(e, "h", "reg", NULL, 1, NULL),
+          "regatta_engine_add_group: the engine is built already");
+  REFUSED(regatta_engine_add_param(e, "V", shape, 2, REGATTA_F32, NULL, 0, NULL), "built already");
+  REFUSED(regatta_engine_set_option(e, "clip", "1"), "built already");
+  REFUSED(regatta_engine_set_grad_dtype(e, 0, REGATTA_F32), "built already");
+  REFUSED(regatta_engine_set_block_rows(e, 0, shape, 1), "built already");
+  REFUSED(regatta_engine_step(e, 0.1, NULL, 0), "have no values yet; write them and call publish_params first");
+  OK(regatta_engine_destroy(e));
+}
+
+static void stepping(regatta_transport* t) {
+  float grad[24] = {1, 2, 3};
+  regatta_engine* e = unbuilt(t);
+  const char* text = NULL;
+  void* data = NULL;
+  int n = 0, i;
+  int64_t m = 7;
+  double d = 0;
+  uint64_t u = 0;
+  regatta_part part;
+  regatta_step_report report;
+  regatta_figures figures;
+  regatta_state_part state;
+  regatta_wire_bytes bytes;
+  OK(regatta_engine_build(e));
+  REFUSED(regatta_engine_param(e, 2, &data, NULL, NULL), "param is 2; the engine has 2 parameters");
+  REFUSED(regatta_engine_param(e, -1, &data, NULL, NULL), "param is -1");
+  REFUSED(regatta_engine_param(e, 0, NULL, NULL, NULL), "data is NULL");
+  REFUSED(regatta_engine_param_block_count(e, 5, &n), "param is 5");
+  REFUSED(regatta_engine_param_block_count(e, 0, NULL), "count is NULL");
+  REFUSED(regatta_engine_param_block(e, 0, 1, &part), "block is 1; parameter W has 1");
+  REFUSED(regatta_engine_param_block(e, 9, 0, &part), "param is 9");
+  REFUSED(regatta_engine_param_block(e, 0, 0, NULL), "part is NULL");
+  OK(regatta_engine_param(e, 0, &data, &m, NULL));
+  CHECK(m == 24);
+  for (i = 0; i < 24; ++i) ((float*)data)[i] = 0.5F;
+  OK(regatta_engine_publish_params(e));
+  REFUSED(regatta_engine_add_grad(e, 2, grad, 24, REGATTA_F32), "param is 2; the engine has 2 parameters");
+  REFUSED(regatta_engine_add_grad(e, -7, grad, 24, REGATTA_F32), "param is -7");
+  REFUSED(regatta_engine_add_grad(e, 0, NULL, 24, REGATTA_F32), "the gradient of parameter W is NULL; expected 24");
+  REFUSED(regatta_engine_add_grad(e, 0, grad, 23, REGATTA_F32), "gradient of parameter W has 23 elements; expected 24");
+  REFUSED(regatta_engine_add_grad(e, 0, grad, -1, REGATTA_F32), "has -1 elements");
+  REFUSED(regatta_engine_add_grad(e, 0, grad, 24, 3), "dtype of the gradient of parameter W is 3");
+  REFUSED(regatta_engine_add_grad(e, 0, grad, 24, REGATTA_BF16), "parameter W got a gradient of bf16; expected f32");
+  REFUSED(regatta_engine_micro_batch_index(e, 1, &m), "k is 1; a step has 1 micro-batches");
+  REFUSED(regatta_engine_micro_batch_index(e, -1, &m), "k is -1");
+  REFUSED(regatta_engine_micro_batch_index(e, 0, NULL), "index is NULL");
+  REFUSED(regatta_engine_loss_scale(e, NULL), "scale is NULL");
+  REFUSED(regatta_engine_step(e, NAN, NULL, 0), "lr is nan; expected a finite number");
+  REFUSED(regatta_engine_step(e, INFINITY, NULL, 0), "lr is inf");
+  REFUSED(regatta_engine_step(e, 0.1, &report, 8), "the struct has room for 8 bytes; expected sizeof");
+  OK(regatta_engine_add_grad(e, 0, grad, 24, REGATTA_F32));
+  REFUSED(regatta_engine_add_grad(e, 0, grad, 24, REGATTA_F32), "parameter W got more than 1 gradients in one step");
+  OK(regatta_engine_step(e, 0.1, &report, sizeof report));
+  CHECK(report.step == 1 && report.skipped == 0);
+  REFUSED(regatta_engine_group_figures(e, 1, &figures, sizeof figures), "group is 1; the engine has 1 groups");
+  REFUSED(regatta_engine_group_figures(e, 0, NULL, sizeof figures), "NULL");
+  REFUSED(regatta_engine_group_figures(e, 0, &figures, 1), "room for 1 bytes");
+  REFUSED(regatta_engine_param_figures(e, 2, &figures, sizeof figures), "param is 2; the engine has 2 parameters");
+  REFUSED(regatta_engine_param_figures(e, 0, NULL, sizeof figures), "NULL");
+  REFUSED(regatta_engine_state_count(e, NULL), "count is NULL");
+  OK(regatta_engine_state_count(e, &n));
+  CHECK(n == 5); /* two moments each, and the master weights of b */
+  REFUSED(regatta_engine_state_part(e, n, &state, sizeof state), "index is 5; the engine has 5 parts of state");
+  REFUSED(regatta_engine_state_part(e, -1, &state, sizeof state), "index is -1");
+  REFUSED(regatta_engine_state_part(e, 0, NULL, sizeof state), "NULL");
+  OK(regatta_engine_state_part(e, 0, &state, sizeof state));
+  REFUSED(regatta_engine_load_state(e, 77, grad, 24, REGATTA_F32), "index is 77");
+  REFUSED(regatta_engine_load_state(e, 0, NULL, state.numel, REGATTA_F32), "is NULL; expected");
+  REFUSED(regatta_engine_load_state(e, 0, grad, 1000, REGATTA_F32), "has 1000 elements; expected");
+  REFUSED(regatta_engine_load_state(e, 0, grad, state.numel, REGATTA_BF16), "is given as bf16; expected f32");
+  REFUSED(regatta_engine_load_state(e, 0, grad, state.numel, 44), "is 44; expected REGATTA_F32");
+  REFUSED(regatta_engine_set_step_count(e, -5), "step is -5; expected 0 or more");
+  REFUSED(regatta_engine_step_count(e, NULL), "step is NULL");
+  REFUSED(regatta_engine_state_bytes(e, NULL), "bytes is NULL");
+  REFUSED(regatta_engine_planned_bytes(e, NULL, sizeof bytes), "NULL");
+  REFUSED(regatta_engine_planned_bytes(e, &bytes, 3), "room for 3 bytes");
+  REFUSED(regatta_engine_plan_text(e, NULL), "text is NULL");
+  REFUSED(regatta_engine_plan_fingerprint(e, NULL), "fingerprint is NULL");
+  OK(regatta_engine_plan_text(e, &text));
+  CHECK(strstr(text, "W") != NULL);
+  OK(regatta_engine_plan_fingerprint(e, &u));
+  OK(regatta_engine_loss_scale(e, &d));
+  CHECK(d == 1);
+
+  /* A gradient that is not finite is skipped by name, and nothing is touched. */
+  m = 0;
+  grad[5] = NAN;
+  OK(regatta_engine_add_grad(e, 0, grad, 24, REGATTA_F32));
+  OK(regatta_engine_step(e, 0.1, &report, sizeof report));
+  CHECK(report.skipped == 1 && strcmp(report.culprit, "W") == 0 && report.step == 1);
+  OK(regatta_engine_step_count(e, &m));
+  CHECK(m == 1);
+  OK(regatta_engine_destroy(e));
+}
+
+/* Ranks that disagree learn the difference, and a rank that gives up is heard. */
+static void* disagree(void* argument) {
+  regatta_transport* t = argument;
+  regatta_engine* e = NULL;
+  int rank = 0, status;
+  OK(regatta_transport_rank(t, &rank));
+  OK(regatta_engine_create(t, "dp=2", &e));
+  OK(regatta_engine_add_group(e, "g", "reg", rank == 0 ? "rho=0.1" : "rho=0.2", 1, NULL));
+  OK(regatta_engine_add_param(e, "W", shape, 2, REGATTA_F32, NULL, 0, NULL));
+  status = regatta_engine_build(e);
+  CHECK(status == REGATTA_INVALID_ARGUMENT);
+  CHECK(strstr(regatta_last_error(), "ranks disagree on what to train") != NULL);
+  OK(regatta_engine_destroy(e));
+
+  OK(regatta_engine_create(t, "dp=2", &e));
+  OK(regatta_engine_add_group(e, "g", "reg", NULL, 1, NULL));
+  OK(regatta_engine_add_param(e, "W", shape, 2, REGATTA_F32, NULL, 0, NULL));
+  OK(regatta_engine_build(e));
+  OK(regatta_engine_publish_params(e));
+  if (rank == 1) {
+    OK(regatta_transport_abort(t, "the data has run out"));
+  } else {
+    status = regatta_engine_step(e, 0.1, NULL, 0);
+    CHECK(status == REGATTA_ABORTED);
+    CHECK(strstr(regatta_last_error(), "rank 1 stopped: the data has run out") != NULL);
+    CHECK(regatta_engine_step(e, 0.1, NULL, 0) == REGATTA_ABORTED);
+  }
+  OK(regatta_engine_destroy(e));
+  OK(regatta_transport_destroy(t));
+  return NULL;
+}
+
+/* Another thread's failures are its own. */
+static void* has_not_failed(void* unused) {
+  (void)unused;
+  CHECK(strcmp(regatta_last_error(), "") == 0);
+  return NULL;
+}
+
+int main(void) {
+  regatta_transport* t = NULL;
+  regatta_transport* two[2];
+  pthread_t threads[2];
+  int i;
+  CHECK(strcmp(regatta_last_error(), "") == 0);
+  CHECK(strcmp(regatta_status_name(-1), "unknown") == 0 && strcmp(regatta_status_name(1000), "unknown") == 0);
+  meshes();
+  transports();
+  OK(regatta_transport_local(1, NULL, &t));
+  setting_up(t);
+  order_of_calls(t);
+  stepping(t);
+  OK(regatta_transport_destroy(t));
+  CHECK(pthread_create(&threads[0], NULL, has_not_failed, NULL) == 0);
+  CHECK(pthread_join(threads[0], NULL) == 0);
+  OK(regatta_transport_local(2, "deadline_seconds=20", two));
+  for (i = 0; i < 2; ++i) CHECK(pthread_create(&threads[i], NULL, disagree, two[i]) == 0);
+  for (i = 0; i < 2; ++i) CHECK(pthread_join(threads[i], NULL) == 0);
+  printf("%d checks of wrong calls\n", checks_made);
+  return 0;
+}
