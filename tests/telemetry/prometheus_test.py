@@ -2,7 +2,8 @@
 """A real Prometheus reads a real job: `regatta finetune` on 4 ranks (dp=2,tp=2). Asks its HTTP API whether all ranks are up, whether every
 query of every shipped dashboard returns data and every shipped alert evaluates, and compares figures with what the job wrote.
 
-usage: prometheus_test.py REGATTA DEPLOY_DIR WORK_DIR      exit code 77: Prometheus is not installed
+usage: prometheus_test.py REGATTA DEPLOY_DIR WORK_DIR [PICTURE]      exit code 77: Prometheus is not installed
+       With PICTURE, the job runs for two minutes more and its main panels are drawn into that file (needs matplotlib).
 """
 import json
 import os
@@ -14,6 +15,8 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+
+import panels_picture
 
 RHO = 0.2
 JOB = "observed"
@@ -58,6 +61,10 @@ class Prometheus:
 
     def query(self, expression):
         return self.api("query", query=expression)["result"]
+
+    def last_minutes(self, expression, minutes=2):
+        now = time.time()
+        return self.api("query_range", query=expression, start=now - 60 * minutes, end=now, step=1)["result"]
 
     def stop(self):
         self.process.terminate()
@@ -164,6 +171,9 @@ def main():
 
         wait_for(f"the losses {losses} in the job's log", logged)
 
+        if len(sys.argv) > 4:
+            time.sleep(120)
+            panels_picture.draw(prometheus.last_minutes, os.path.join(deploy, "grafana/dashboards"), filled_in, sys.argv[4])
         job.terminate()
         job.wait(30)
         print(f"{len(list(dashboard_queries(deploy)))} queries, {len(rules)} alerts: all answered")
