@@ -3,7 +3,7 @@
 namespace regatta {
 
 OptimizerState::OptimizerState(const sharding::Plan& plan, int rank, std::span<const Rule* const> rule_of_param,
-                               DType momentum_dtype) {
+                               DType momentum_dtype, Device* device) {
   const std::vector<sharding::Piece>& pieces = plan.layout(rank).pieces;
   constexpr std::int64_t alignment = 64;
   std::int64_t reserved = 0;
@@ -27,7 +27,7 @@ OptimizerState::OptimizerState(const sharding::Plan& plan, int rank, std::span<c
     master_offsets.push_back(has_master ? reserve(numel * size_of(DType::f32)) : -1);
     pieces_.push_back(std::move(state));
   }
-  memory_ = Buffer(reserved);
+  memory_ = Buffer(reserved, device);
   for (std::size_t p = 0; p < pieces_.size(); ++p) {
     for (std::size_t s = 0; s < pieces_[p].states.size(); ++s)
       pieces_[p].states[s].data = memory_.data() + offsets[p][s];

@@ -19,14 +19,16 @@ class OptimizerState {
     std::byte* data = nullptr;
   };
 
-  OptimizerState(const sharding::Plan& plan, int rank, std::span<const Rule* const> rule_of_param,
-                 DType momentum_dtype);
+  OptimizerState(const sharding::Plan& plan, int rank, std::span<const Rule* const> rule_of_param, DType momentum_dtype,
+                 Device* device = nullptr);
 
   /// States of a piece, in the order of Rule::state.
   std::span<const Tensor> tensors(int piece) const { return pieces_[piece].states; }
   /// Master weights of a piece; null when its parameter is fp32.
   float* master(int piece) const { return pieces_[piece].master; }
   std::int64_t bytes() const { return used_; }
+  /// All of it, on the device or the host; the tensors lie in it.
+  const Buffer& memory() const { return memory_; }
 
  private:
   struct PieceState {

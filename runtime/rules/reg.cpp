@@ -100,11 +100,32 @@ RegTensors RegRule::tensors(const RunTensors& run, const StepInfo& info, DType m
   t.weight = run.weight;
   t.param = run.param;
   t.param_dtype = run.param_dtype;
-  t.grad_scale = info.grad_scale;
-  t.mu = static_cast<float>(settings_.momentum);
-  t.one_minus_mu = static_cast<float>(1 - settings_.momentum);
-  t.decay = static_cast<float>(1 - info.lr * settings_.weight_decay);
+  const kernels::cuda::RegScalars numbers = reg_scalars(info);
+  t.grad_scale = numbers.grad_scale;
+  t.mu = numbers.mu;
+  t.one_minus_mu = numbers.one_minus_mu;
+  t.decay = numbers.decay;
   return t;
+}
+
+kernels::cuda::Norm RegRule::device_norm() const {
+  switch (settings_.p) {
+    case RegSettings::Norm::one: return kernels::cuda::Norm::one;
+    case RegSettings::Norm::inf: return kernels::cuda::Norm::inf;
+    case RegSettings::Norm::two: break;
+  }
+  return kernels::cuda::Norm::two;
+}
+
+kernels::cuda::RegScalars RegRule::reg_scalars(const StepInfo& info) const {
+  kernels::cuda::RegScalars numbers;
+  numbers.lr_rho = info.lr * settings_.rho;
+  numbers.eps = settings_.eps;
+  numbers.grad_scale = info.grad_scale;
+  numbers.mu = static_cast<float>(settings_.momentum);
+  numbers.one_minus_mu = static_cast<float>(1 - settings_.momentum);
+  numbers.decay = static_cast<float>(1 - info.lr * settings_.weight_decay);
+  return numbers;
 }
 
 void RegRule::update(const RunTensors& run, MatrixShape block, const StepInfo& info, DType momentum_dtype,

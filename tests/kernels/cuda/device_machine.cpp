@@ -15,6 +15,7 @@ void check(int code, const char* what) {
 
 class DeviceMachine final : public Machine {
  public:
+  DeviceMachine() : Machine(cuda::launch_table()) {}
   cuda::DeviceLimits limits() override {
     cuda::DeviceLimits limits;
     check(cuda::device_limits(limits), "device_limits");
@@ -38,40 +39,9 @@ class DeviceMachine final : public Machine {
     memory_.clear();
   }
 
-  void update_rows(const cuda::UpdateRows& a) override { done(cuda::update_rows(a, nullptr), "update_rows"); }
-  void update_long_rows(const cuda::RegLaunch& a) override {
-    done(cuda::update_long_rows(a, nullptr), "update_long_rows");
-  }
-  void update_columns(const cuda::UpdateColumns& a) override {
-    done(cuda::update_columns(a, nullptr), "update_columns");
-  }
-  void observe(const cuda::Observe& a) override { done(cuda::observe(a, nullptr), "observe"); }
-  void apply(const cuda::RegLaunch& a) override { done(cuda::apply(a, nullptr), "apply"); }
-  void adamw(const cuda::Adamw& a) override { done(cuda::adamw(a, nullptr), "adamw"); }
-  void finish_lines(const cuda::FinishLines& a) override { done(cuda::finish_lines(a, nullptr), "finish_lines"); }
-  void sum_blocks(const cuda::BlockItem* items, std::int64_t count) override {
-    done(cuda::sum_blocks(items, count, nullptr), "sum_blocks");
-  }
-  void make_steps(const cuda::MakeSteps& a) override { done(cuda::make_steps(a, nullptr), "make_steps"); }
-  void copy_words(const cuda::CopyItem* items, const cuda::Tile* tiles, std::int64_t tile_count) override {
-    done(cuda::copy_words(items, tiles, tile_count, nullptr), "copy_words");
-  }
-  void reduce_tree(const cuda::ReduceTree& a) override { done(cuda::reduce_tree(a, nullptr), "reduce_tree"); }
-  void cast(const cuda::Cast& a) override { done(cuda::cast(a, nullptr), "cast"); }
-  void merge_health(const cuda::MergeItem* items, std::int64_t count, const cuda::TileRange* ranges,
-                    const kernels::SweepHealth* tiles, kernels::SweepHealth* results) override {
-    done(cuda::merge_health(items, count, ranges, tiles, results, nullptr), "merge_health");
-  }
-  void merge_figures(const cuda::MergeItem* items, std::int64_t count, const cuda::TileRange* ranges,
-                     const cuda::TileFigures* tiles, cuda::TileFigures* results) override {
-    done(cuda::merge_figures(items, count, ranges, tiles, results, nullptr), "merge_figures");
-  }
+  void synchronize() override { check(cudaDeviceSynchronize(), "cudaDeviceSynchronize"); }
 
  private:
-  void done(int code, const char* what) {
-    check(code, what);
-    check(cudaDeviceSynchronize(), what);
-  }
   std::vector<void*> memory_;
 };
 

@@ -23,7 +23,8 @@ struct alignas(16) uint4 {
   std::uint32_t x, y, z, w;
 };
 
-#define REGATTA_KERNEL(threads, blocks) inline void
+// Internal, as a program may hold the compiled kernels as well.
+#define REGATTA_KERNEL(threads, blocks) static inline void
 #define REGATTA_DEVICE inline
 #define REGATTA_SHARED(Type, name) \
   auto& name = ::regatta::kernels::cuda::emulated::shared_variable<std::type_identity_t<Type>>(__LINE__)
