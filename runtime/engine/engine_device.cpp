@@ -7,6 +7,10 @@
 namespace regatta {
 
 std::unique_ptr<DeviceSide> Engine::Impl::make_device_side() const {
+  if (world->device() != options.device.get() && world->device() != nullptr)
+    throw Error(Code::invalid_argument, "transport " + std::string(world->name()) + " moves memory of " +
+                                            world->device()->name() + ", but the engine's device is " +
+                                            (options.device ? options.device->name() : "the CPU"));
   if (!options.device) return nullptr;
   return std::make_unique<DeviceSide>(options.device, plan, rank, *world, *dp_group);
 }

@@ -88,6 +88,7 @@ void CommunicationThread::start(Slot& slot, std::uint64_t number) {
   if (slot.device == nullptr) return;
   try {
     if (slot.event.handle() == nullptr) slot.event = Event(*slot.device);
+    transport.do_begin();
     transport.run(slot.operation);
     transport.do_mark(slot.operation, slot.event.handle());
   } catch (const Error& error) {

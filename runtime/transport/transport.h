@@ -136,6 +136,8 @@ struct TransportOptions {
   /// Who adds up in a reduce_scatter over a device's transport: the ranks' parts as a tree in rank order, with the bits
   /// of every other transport, or the device's library in an order of its own.
   enum class Reduction { tree, sum } reduction = Reduction::tree;
+  /// Whose memory a transport of a device moves (nccl). shared_ptr: engines of the rank use it too.
+  std::shared_ptr<Device> device;
 };
 
 /// How a rank of the root transport is doing, as far as this rank can tell.
@@ -252,8 +254,9 @@ class Transport {
   virtual void do_exchange(std::span<const Outgoing> send, std::span<const Incoming> receive, std::string_view kind,
                            std::string_view label) = 0;
   virtual void do_barrier(std::string_view label) = 0;
-  /// For transports of a device, whose do_*() put work on the stream on the calling thread: called there after each of
-  /// them, and on the communication thread to wait until that work is done. Both throw Error.
+  /// For transports of a device, whose do_*() put work on the stream on the calling thread: called there before and
+  /// after each collective, and on the communication thread to wait until that work is done. They throw Error.
+  virtual void do_begin() {}
   virtual void do_mark(Operation&, EventHandle) {}
   virtual void do_watch(Operation&, EventHandle) {}
   // Called on the thread that drives the transport.
