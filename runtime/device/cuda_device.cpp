@@ -128,6 +128,13 @@ class CudaDevice final : public Device {
 
 bool cuda_is_built_in() { return true; }
 
+int cuda_device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
+}
+
 std::shared_ptr<Device> open_cuda_device(int index) {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);

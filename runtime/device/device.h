@@ -105,6 +105,8 @@ class Stream {
 
 /// Whether this build has CUDA.
 bool cuda_is_built_in();
+/// CUDA devices that this process sees; 0 without CUDA or a driver.
+int cuda_device_count();
 /// CUDA device `index` of this process. Throws Error(device) saying whether the build has no CUDA or the machine has no
 /// such device. shared_ptr: transports and engines of several ranks of a process use one device.
 std::shared_ptr<Device> open_cuda_device(int index);
