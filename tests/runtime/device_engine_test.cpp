@@ -1,12 +1,13 @@
-// The engine's device path, with the kernels' own source on the emulator in place of a GPU: every layout gives the bits
-// of the CPU engine, whether transports read the device's memory or everything goes through the host.
+// The engine's device path: every layout gives the bits of the CPU engine, on a GPU or with the kernels' own source on
+// the emulator in its place, whether transports read the device's memory or everything goes through the host.
 
 #include <gtest/gtest.h>
 
 #include <random>
 
 #include "cli/replay/run.h"
-#include "tests/support/emulated_device.h"
+#include "runtime/device/buffer.h"
+#include "tests/support/devices_under_test.h"
 #include "tests/support/recorded_case.h"
 #include "tests/support/spmd.h"
 
@@ -28,8 +29,31 @@ struct Layout {
   std::int64_t bucket_bytes = 25 << 20;
 };
 
+/// Numbers of the host where the engine expects them.
+class Upload {
+ public:
+  const void* operator()(const std::vector<float>& values, Device* device) {
+    if (device == nullptr) return values.data();
+    const auto bytes = static_cast<std::int64_t>(values.size() * sizeof(float));
+    memory_ = Buffer(bytes, device);
+    device->copy(memory_.data(), values.data(), bytes, nullptr);
+    device->synchronize(nullptr);
+    return memory_.data();
+  }
+
+ private:
+  Buffer memory_;
+};
+
 class DeviceEngine : public ::testing::Test {
  protected:
+  std::vector<testing::DeviceUnderTest> devices_;
+  void SetUp() override {
+    std::string why_not;
+    devices_ = testing::devices_under_test(why_not);
+    if (devices_.empty()) GTEST_SKIP() << why_not;
+  }
+
   std::map<std::string, std::vector<std::int64_t>> blocks_{{"fused", {6, 3, 3}}};
   std::string vector_rule_;  // of one-dim parameters, in a group of its own; empty: as all
   EngineOptions engine_;
@@ -66,11 +90,10 @@ class DeviceEngine : public ::testing::Test {
   void expect_same(const ReplayCase& recorded, const std::string& rule, const Settings& settings,
                    const Layout& layout) {
     const ReplayResult cpu = run(recorded, rule, settings, layout, nullptr);
-    for (const bool reads_host_memory : {true, false}) {
-      const ReplayResult device = run(recorded, rule, settings, layout, testing::emulated_device(reads_host_memory));
+    for (const testing::DeviceUnderTest& under_test : devices_) {
+      const ReplayResult device = run(recorded, rule, settings, layout, under_test.device);
       const std::string what = rule + " on " + layout.mesh + " place '" + layout.place + "', mode " +
-                               std::to_string(static_cast<int>(layout.mode)) +
-                               (reads_host_memory ? ", direct" : ", through the host");
+                               std::to_string(static_cast<int>(layout.mode)) + ", " + under_test.name;
       EXPECT_TRUE(device.bytes_as_planned) << what;
       EXPECT_EQ(cpu.last.grad_norm, device.last.grad_norm) << what;
       EXPECT_EQ(cpu.last.clip_factor, device.last.clip_factor) << what;
@@ -148,7 +171,7 @@ TEST_F(DeviceEngine, MicroBatchesAddUpAsOnTheCpu) {
   for (const Mode mode : {Mode::zero1, Mode::zero2})
     for (const Accumulation accumulation : {Accumulation::sum, Accumulation::tree}) {
       std::vector<std::vector<float>> results;
-      for (int way = 0; way < 3; ++way) {
+      for (std::size_t way = 0; way <= devices_.size(); ++way) {
         std::vector<float> values(60 * 4);
         testing::run_ranks(2, [&](Transport& transport) {
           EngineOptions options;
@@ -156,12 +179,13 @@ TEST_F(DeviceEngine, MicroBatchesAddUpAsOnTheCpu) {
           options.accumulation = accumulation;
           options.micro_batches = 4;
           options.bucket_bytes = 400;
-          if (way > 0) options.device = testing::emulated_device(way == 1);
+          if (way > 0) options.device = devices_[way - 1].device;
           Param a{"a", {10, 12}}, b{"b", {12, 10}};
           Engine engine({a, b}, {{"all", make_rule("reg", {}), 1}}, Mesh::parse("dp=2"), transport, options);
           std::mt19937 random(5);
           std::normal_distribution<float> normal;
           std::vector<float> numbers(120);
+          Upload on_device;
           for (int p = 0; p < 2; ++p) {
             for (float& x : numbers) x = normal(random);
             engine.write_param(p, numbers.data());
@@ -172,7 +196,7 @@ TEST_F(DeviceEngine, MicroBatchesAddUpAsOnTheCpu) {
               for (int p = 1; p >= 0; --p) {
                 for (int r = 0; r <= transport.rank() || r == 0; ++r)
                   for (float& x : numbers) x = normal(random);
-                engine.add_grad(p, numbers.data(), DType::f32);
+                engine.add_grad(p, on_device(numbers, options.device.get()), DType::f32);
               }
             engine.step(0.1);
           }
@@ -182,25 +206,26 @@ TEST_F(DeviceEngine, MicroBatchesAddUpAsOnTheCpu) {
         });
         results.push_back(values);
       }
-      EXPECT_EQ(results[0], results[1]) << "direct, mode " << static_cast<int>(mode);
-      EXPECT_EQ(results[0], results[2]) << "through the host, mode " << static_cast<int>(mode);
+      for (std::size_t way = 1; way < results.size(); ++way)
+        EXPECT_EQ(results[0], results[way]) << devices_[way - 1].name << ", mode " << static_cast<int>(mode);
     }
 }
 
 TEST_F(DeviceEngine, SkipsAStepWithoutTouchingState) {
   EngineOptions options;
-  options.device = testing::emulated_device(false);
+  options.device = devices_.back().device;
   testing::run_ranks(1, [&](Transport& transport) {
     Engine engine({Param{"a", {4, 8}}}, {{"all", make_rule("reg", {}), 1}}, Mesh(), transport, options);
     std::vector<float> numbers(32, 1.0F), before(32), after(32);
+    Upload upload;
     engine.write_param(0, numbers.data());
     engine.publish_params();
-    engine.add_grad(0, numbers.data(), DType::f32);
+    engine.add_grad(0, upload(numbers, options.device.get()), DType::f32);
     engine.step(0.1);
     engine.read_param(0, before.data());
     EXPECT_NE(before, numbers);
     numbers[7] = std::numeric_limits<float>::infinity();
-    engine.add_grad(0, numbers.data(), DType::f32);
+    engine.add_grad(0, upload(numbers, options.device.get()), DType::f32);
     const StepReport report = engine.step(0.1);
     EXPECT_TRUE(report.skipped);
     EXPECT_EQ(report.culprit, "a");
@@ -215,14 +240,15 @@ TEST_F(DeviceEngine, SettingsThatChangeReachTheDevice) {
     std::vector<float> values(96);
     testing::run_ranks(1, [&](Transport& transport) {
       EngineOptions options;
-      if (on_device) options.device = testing::emulated_device(false);
+      if (on_device) options.device = devices_.back().device;
+      Upload upload;
       Engine engine({Param{"a", {8, 12}}}, {{"all", make_rule("reg", {}), 1}}, Mesh(), transport, options);
       std::vector<float> numbers(96);
       for (int i = 0; i < 96; ++i) numbers[i] = static_cast<float>(i % 13) - 5;
       engine.write_param(0, numbers.data());
       engine.publish_params();
       for (int step = 0; step < 3; ++step) {
-        engine.add_grad(0, numbers.data(), DType::f32);
+        engine.add_grad(0, upload(numbers, options.device.get()), DType::f32);
         engine.step(0.1);
         Command command;
         command.kind = Command::Kind::set;
@@ -240,7 +266,7 @@ TEST_F(DeviceEngine, SettingsThatChangeReachTheDevice) {
 
 TEST_F(DeviceEngine, RefusesWhatItCannot) {
   EngineOptions options;
-  options.device = testing::emulated_device(false);
+  options.device = devices_.back().device;
   options.proof_every = 3;
   testing::run_ranks(1, [&](Transport& transport) {
     try {
