@@ -79,13 +79,24 @@ std::string NcclGroup::data_path() const {
 
 void NcclGroup::check(ncclResult_t result, std::string_view what) const {
   if (result == ncclSuccess || result == ncclInProgress) return;
-  const char* const last = ncclGetLastError(communicator_);
+  const char* const last = ncclGetLastError(nullptr);
   throw Error(Code::transport, "NCCL could not " + std::string(what) + ": " + ncclGetErrorString(result) +
                                    (last != nullptr && *last != '\0' ? std::string(" (") + last + ")" : ""));
 }
 
 void NcclGroup::abort_communicator() noexcept {
-  if (communicator_ != nullptr && !aborted_.exchange(true)) ncclCommAbort(communicator_);
+  const std::lock_guard lock(life_);
+  if (communicator_ != nullptr && !aborted_) ncclCommAbort(communicator_);
+  aborted_ = true;
+}
+
+// Throws once the communicator has been aborted, which also frees it.
+ncclResult_t NcclGroup::state() {
+  const std::lock_guard lock(life_);
+  if (aborted_) throw Error(Code::aborted, "a collective was given up: its NCCL communicator was aborted");
+  ncclResult_t state = ncclSuccess;
+  check(ncclCommGetAsyncError(communicator_, &state), "ask for its state");
+  return state;
 }
 
 // Calls of a communicator that must not block answer later.
@@ -93,8 +104,7 @@ void NcclGroup::settle(Wait& wait) {
   ncclResult_t state = ncclInProgress;
   wait.until(
       [&] {
-        if (aborted_) throw Error(Code::aborted, wait.what() + " was given up: the communicator was aborted");
-        check(ncclCommGetAsyncError(communicator_, &state), "ask for its state");
+        state = this->state();
         return state != ncclInProgress;
       },
       [&](const auto& add) { add_others(add); });
@@ -103,15 +113,19 @@ void NcclGroup::settle(Wait& wait) {
 
 void NcclGroup::in_group(std::string_view kind, std::string_view label, const std::function<void()>& calls) {
   Wait wait(*shared().peers, options(), kind, label);
-  check(ncclGroupStart(), "start a group");
   try {
-    calls();
-  } catch (...) {
-    ncclGroupEnd();
-    throw;
-  }
-  try {
-    check(ncclGroupEnd(), "put " + wait.what() + " on its stream");
+    {
+      const std::lock_guard lock(life_);
+      if (aborted_) throw Error(Code::aborted, wait.what() + " was given up: its NCCL communicator was aborted");
+      check(ncclGroupStart(), "start a group");
+      try {
+        calls();
+      } catch (...) {
+        ncclGroupEnd();
+        throw;
+      }
+      check(ncclGroupEnd(), "put " + wait.what() + " on its stream");
+    }
     settle(wait);
   } catch (...) {
     abort_communicator();
@@ -303,8 +317,7 @@ void NcclGroup::do_watch(Operation& operation, EventHandle event) {
     wait.until(
         [&] {
           if (device()->done(event)) return true;
-          ncclResult_t state = ncclSuccess;
-          check(ncclCommGetAsyncError(communicator_, &state), "ask for its state");
+          const ncclResult_t state = this->state();
           if (state != ncclSuccess && state != ncclInProgress) check(state, "run " + wait.what());
           return false;
         },

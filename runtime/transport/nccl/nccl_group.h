@@ -4,7 +4,6 @@
 
 #include <nccl.h>
 
-#include <atomic>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -69,6 +68,7 @@ class NcclGroup final : public Transport {
   void settle(Wait& wait);
   void check(ncclResult_t result, std::string_view what) const;
   void abort_communicator() noexcept;
+  ncclResult_t state();
   std::unique_ptr<Staging> staging(std::int64_t bytes);
   template <class Add>
   void add_others(const Add& add) const {
@@ -78,7 +78,8 @@ class NcclGroup final : public Transport {
 
   std::shared_ptr<NcclStream> stream_;  // shared with the other groups
   ncclComm_t communicator_ = nullptr;
-  std::atomic<bool> aborted_{false};
+  std::mutex life_;  // of the communicator: aborting frees it
+  bool aborted_ = false;
   Event begun_;
   Buffer pieces_memory_, flag_;
   std::vector<const std::byte*> pieces_;
