@@ -20,6 +20,11 @@ inline constexpr int exit_ok = 0;
 inline constexpr int exit_failure = 1;    ///< the run failed: a peer, a disk, a number
 inline constexpr int exit_bad_input = 2;  ///< wrong flag, file or value; nothing was changed
 
+/// Of the commands that two programs know (hand_over.h).
+inline constexpr const char* finetune_description = "Fine-tune or pre-train a decoder on text";
+inline constexpr const char* doctor_description =
+    "What was built in and found, whether transports work, what would go wrong";
+
 /// The exit code of the process when the callback returns. The last call counts.
 void set_exit_code(int code);
 

@@ -97,7 +97,7 @@ std::string device_text() {
   }
 }
 
-void row(const std::string& name, const std::string& text) { std::cout << fmt::format("  {:<12}{}\n", name, text); }
+void row(const std::string& name, const std::string& text) { std::cout << fmt::format("  {:<16}{}\n", name, text); }
 
 void print(const Diagnosis& diagnosis) {
   const Circumstances& now = diagnosis.circumstances;
@@ -230,8 +230,7 @@ void run(const Flags& flags) {
 
 void add_doctor(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* command =
-      app.add_subcommand("doctor", "What was built in and found, whether transports work, what would go wrong");
+  CLI::App* command = app.add_subcommand("doctor", doctor_description);
   command->footer(
       "Run it first on a new machine, and as a job would run: under the same user, container and binding.\n"
       "  regatta doctor\n"

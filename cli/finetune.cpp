@@ -178,7 +178,7 @@ void add_control_flags(CLI::App& command, Options& o) {
 
 void add_finetune(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("finetune", "Fine-tune or pre-train a decoder on text");
+  CLI::App* command = app.add_subcommand("finetune", finetune_description);
   command->footer(
       "Examples:\n"
       "  regatta finetune --init random --data text.txt --eval-data other.txt --steps 200 --out base\n"

@@ -30,6 +30,8 @@ inline constexpr Metric skipped_steps{"regatta_skipped_steps_total", Type::count
                                       "Steps skipped because a gradient was NaN or Inf."};
 inline constexpr Metric clipped_steps{"regatta_clipped_steps_total", Type::counter,
                                       "Steps whose gradients were scaled down to the clipping norm."};
+inline constexpr Metric setting_changes{"regatta_setting_changes_total", Type::counter,
+                                        "Commands that changed settings of the running job."};
 inline constexpr Metric tokens{"regatta_tokens_total", Type::counter, "Tokens trained on, by all ranks together."};
 inline constexpr Metric loss{"regatta_loss", Type::gauge, "Training loss of the last step, as the trainer gave it."};
 inline constexpr Metric learning_rate{"regatta_learning_rate", Type::gauge, "Learning rate of the last step."};
@@ -87,6 +89,9 @@ inline constexpr Metric exposed_seconds{"regatta_exposed_communication_seconds_t
                                         "reduce_scatter, exchange, all_gather."};
 inline constexpr Metric state_bytes{"regatta_state_bytes", Type::gauge,
                                     "Optimizer state on this rank: momentum, moments, master weights."};
+inline constexpr Metric resident_memory{
+    "regatta_resident_memory_bytes", Type::gauge,
+    "Main memory that this rank's process holds; ranks that are threads of one process all show that process."};
 
 /// Upper bounds of the time histograms, in seconds.
 inline constexpr std::array<double, 14> time_bounds{1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1,

@@ -2,6 +2,9 @@
 
 #include <prometheus/metric_family.h>
 #include <prometheus/text_serializer.h>
+#include <unistd.h>
+
+#include <fstream>
 
 namespace regatta {
 namespace {
@@ -54,6 +57,13 @@ class Page {
   std::vector<MetricFamily> families_;  // entries of a metric are added one after another
 };
 
+/// Of this process, now; 0 where the kernel does not say.
+double resident_bytes() {
+  long pages_in_all = 0, pages = 0;
+  std::ifstream("/proc/self/statm") >> pages_in_all >> pages;
+  return static_cast<double>(pages) * static_cast<double>(::sysconf(_SC_PAGESIZE));
+}
+
 double spread_of(double smallest, double largest) { return smallest > 0 ? largest / smallest : 0; }
 
 void add_groups(Page& page, const StepReport& report) {
@@ -99,10 +109,12 @@ std::string metrics_page(const Snapshot& s, const PageFacts& facts) {
   page.add(metrics::steps, static_cast<double>(s.report.step));
   page.add(metrics::skipped_steps, static_cast<double>(s.report.skipped_steps));
   page.add(metrics::clipped_steps, static_cast<double>(s.clipped_steps));
+  page.add(metrics::setting_changes, static_cast<double>(s.setting_changes));
   page.add(metrics::tokens, static_cast<double>(s.tokens));
   page.add(metrics::proofs, static_cast<double>(s.proofs));
   page.add(metrics::proof_differences, static_cast<double>(s.proof_differences));
   page.add(metrics::state_bytes, static_cast<double>(facts.state_bytes));
+  page.add(metrics::resident_memory, resident_bytes());
   if (s.loss) page.add(metrics::loss, *s.loss);
   if (s.steps > 0) {
     page.add(metrics::learning_rate, s.report.lr);

@@ -27,7 +27,7 @@ struct TopParam {
 struct Snapshot {
   double last_step_timestamp = 0, last_save_timestamp = 0;  ///< Unix time, seconds
   std::int64_t steps = 0;                                   ///< recorded, skipped ones included
-  std::int64_t clipped_steps = 0, tokens = 0, proofs = 0, proof_differences = 0;
+  std::int64_t clipped_steps = 0, setting_changes = 0, tokens = 0, proofs = 0, proof_differences = 0;
   std::optional<double> loss;
   StepReport report;  ///< of the last step
   TimeHistogram step;

@@ -90,6 +90,7 @@ struct Telemetry::Impl {
     HostPort wanted = parse_address(settings.address, "the metrics address");
     server.new_task_queue = [] { return new httplib::ThreadPool(serving_threads); };
     server.set_keep_alive_max_count(1000);
+    server.set_tcp_nodelay(true);  // a page is two writes, and the second would wait 40 ms for an answer to the first
     server.Get("/metrics", [this](const httplib::Request&, httplib::Response& response) {
       response.set_content(page(), page_type);
     });
@@ -203,6 +204,7 @@ void Telemetry::record(const StepReport& report, std::span<const ParamReport> pa
   s.last_step_timestamp = now_seconds();
   ++s.steps;
   if (report.clip_factor < 1) ++s.clipped_steps;
+  if (report.command.kind == Command::Kind::set) ++s.setting_changes;
   s.tokens += report.skipped ? 0 : facts.tokens;
   s.loss = facts.loss;
   if (report.proof) {

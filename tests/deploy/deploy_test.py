@@ -25,8 +25,9 @@ def image_has_the_libraries():
     recipe = open(os.path.join(DEPLOY, "docker/Dockerfile")).read()
     if not shutil.which("dpkg") or 'VERSION_ID="12"' not in open("/etc/os-release").read():
         return print("left out: the libraries of the image; they are Debian 12's and this is not Debian 12")
-    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", output("readelf", "-d", REGATTA))
-    if not re.search(r"libtorch_cpu\S* => (/usr)?/lib/", output("ldd", REGATTA)):
+    needed = {library for program in (REGATTA, REGATTA + "-torch")
+              for library in re.findall(r"\(NEEDED\).*\[(.*)\]", output("readelf", "-d", program))}
+    if not re.search(r"libtorch_cpu\S* => (/usr)?/lib/", output("ldd", REGATTA + "-torch")):
         return print("left out: the libraries of the image; this program is built with another LibTorch than Debian's")
     always = {"libc6", "libgcc-s1", "libstdc++6", "libopenmpi3"}  # of the base image, of openmpi-bin
     missing = set()

@@ -131,17 +131,22 @@ TEST(MpiCommunicator, AFailureStaysInItsHalf) {
 }
 
 TEST(MpiCommunicator, WhatADeadTransportLeftBehindIsNotHeard) {
-  // The late rank's farewell finds the early rank's communicators freed, and MPI gives the next transport their place:
-  // it must not take the late rank for gone while it waits for it.
-  const auto wait_when_late = [](const Transport& t) {
-    if (t.rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(60));
+  // The late rank's farewell finds the early rank's transport gone: the next one, over other communicators and of
+  // another size, must neither hear it nor fall over it.
+  const int last = 3;
+  const auto late = [&](int rank) {
+    if (rank == last) std::this_thread::sleep_for(std::chrono::milliseconds(60));
   };
   for (int round = 0; round < 4; ++round) {
+    {
+      const std::unique_ptr<Transport> job = make_mpi_transport(MPI_COMM_WORLD, mpi_options);
+      ASSERT_NO_THROW(job->barrier("job"));
+      late(job->rank());
+    }
     const Half half;
     const std::unique_ptr<Transport> t = make_mpi_transport(half.get(), mpi_options);
-    wait_when_late(*t);
-    ASSERT_NO_THROW(t->barrier("round"));
-    wait_when_late(*t);
+    late(2 * t->rank() + 1);
+    ASSERT_NO_THROW(t->barrier("half"));
   }
 }
 

@@ -45,7 +45,8 @@ def draw(query_range, dashboards, fill_in, path):
         place.set_ylabel(UNITS.get(panel["fieldConfig"]["defaults"].get("unit"), ""), fontsize=8)
         place.tick_params(labelsize=7)
         place.grid(alpha=0.3)
-        place.legend(fontsize=6, loc="upper right")
+        if len(place.lines) <= 8:
+            place.legend(fontsize=6, loc="upper right")
     for place in places.flat[len(panels):]:
         place.axis("off")
     for place in places[-1]:

@@ -14,6 +14,7 @@ MpiPeerLink::MpiPeerLink(std::shared_ptr<MpiSession> session, int epoch, std::ve
       records_(std::move(records)),
       distant_(std::move(distant)),
       processes_(std::move(processes)) {
+  session_->keep_communicators();
   open_ = true;
   listen();
 }

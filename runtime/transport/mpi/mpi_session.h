@@ -17,7 +17,7 @@ class MpiSession {
   /// Over all processes of the job, one per process; starts MPI when the program has not. Collective the first time.
   static std::shared_ptr<MpiSession> of_job();
   /// Over the caller's communicator, which is duplicated and may be freed afterwards. Collective over it. Requires a
-  /// running MPI. The duplicates are freed with the session.
+  /// running MPI. The duplicates are freed with the session, unless keep_communicators() was called.
   static std::shared_ptr<MpiSession> over(MPI_Comm communicator);
   ~MpiSession();
   MpiSession(const MpiSession&) = delete;
@@ -27,11 +27,14 @@ class MpiSession {
   int world_size() const { return world_size_; }
   MPI_Comm data() const { return data_; }
   MPI_Comm notices() const { return notices_; }
+  /// To be called by whoever sends point-to-point messages. A message that still is under way when its communicator is
+  /// freed would be delivered to the next communicator that gets its place, and Open MPI crashes when that one has
+  /// fewer ranks. So the duplicates then stay until MPI ends.
+  void keep_communicators() { owns_duplicates_ = false; }
   /// Lowest rank on the same host.
   int host_leader() const { return host_leader_; }
-  /// A number alike on all ranks of the session, which none of their earlier root transports has. MPI may give a new
-  /// communicator the place of a freed one; what a dead transport left under way is told apart by its epoch.
-  /// Collective.
+  /// A number alike on all ranks of the session, which none of their earlier root transports has: what a dead transport
+  /// over the same session left under way is told apart by its epoch. Collective.
   int next_epoch() const;
   /// Blocking, without a deadline: for starting up only.
   std::vector<std::string> gather(const std::string& mine) const;
@@ -39,7 +42,7 @@ class MpiSession {
  private:
   MpiSession(MPI_Comm communicator, bool owns_duplicates);
 
-  bool owns_duplicates_;
+  bool owns_duplicates_;  // written at start-up only
   int rank_ = 0;
   int world_size_ = 1;
   int host_leader_ = 0;
