@@ -2,10 +2,11 @@
 // on the device in the same run, and whole engine steps over the same shapes. Prints one JSON object; bench/gpu puts it
 // beside torch's optimizers.
 //
-//   gpu_step --model 1b | 7b | wide | tall [--layers N] [--rounds 11] [--no-engine 1]
+//   gpu_step --model 1b | 7b | wide | tall | ROWSxCOLS [--layers N] [--rounds 11] [--no-engine 1]
 
 #include <algorithm>
 #include <chrono>
+#include <cinttypes>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -46,7 +47,10 @@ std::vector<Matrix> model_of(const std::string& name, int layers) {
   if (name == "7b") return layers_of(4096, 4096, 11008, layers > 0 ? layers : 4);
   if (name == "wide") return {{4096, 16384}};
   if (name == "tall") return {{16384, 4096}};
-  std::fprintf(stderr, "gpu_step: --model is '%s'; expected 1b, 7b, wide or tall\n", name.c_str());
+  Matrix one{0, 0};
+  if (std::sscanf(name.c_str(), "%" SCNd64 "x%" SCNd64, &one.rows, &one.cols) == 2 && one.rows > 0 && one.cols > 0)
+    return {one};
+  std::fprintf(stderr, "gpu_step: --model is '%s'; expected 1b, 7b, wide, tall or ROWSxCOLS\n", name.c_str());
   std::exit(2);
 }
 
@@ -87,6 +91,8 @@ class Bench {
   }
 
  private:
+  const cuda::LaunchTable& kernels() const { return device_.kernels(); }
+
   using Launches = std::vector<std::function<int()>>;
 
   // Numbers around zero, rows of different scale, as a long pattern.
@@ -133,8 +139,8 @@ class Bench {
   }
 
   template <class Tiles>
-  kernels::SweepHealth* health(const Tiles& tiles, int cluster = 1) {
-    return arena_.make<kernels::SweepHealth>(static_cast<std::int64_t>(tiles.size()) * cluster);
+  regatta::kernels::SweepHealth* health(const Tiles& tiles, int cluster = 1) {
+    return arena_.make<regatta::kernels::SweepHealth>(static_cast<std::int64_t>(tiles.size()) * cluster);
   }
 
   void make_reg() {
@@ -161,8 +167,9 @@ class Bench {
                                    scalars,
                                    {},
                                    health(tiles.tiles, std::max(1, cluster))};
-      reg_.push_back([launch, cluster] {
-        return cluster == 0 ? cuda::update_long_rows(launch, nullptr) : cuda::update_rows({launch, cluster}, nullptr);
+      reg_.push_back([this, launch, cluster] {
+        return cluster == 0 ? kernels().update_long_rows(launch, nullptr)
+                            : kernels().update_rows({launch, cluster}, nullptr);
       });
     }
     const auto* column_segments = arena_.place(columns);
@@ -176,7 +183,7 @@ class Bench {
                                        tiles.cluster,
                                        tiles.strip,
                                        tiles.shared_bytes};
-      reg_.push_back([launch] { return cuda::update_columns(launch, nullptr); });
+      reg_.push_back([this, launch] { return kernels().update_columns(launch, nullptr); });
     }
     if (!open.empty()) make_two_sweeps(open, open_runs, scalars);
   }
@@ -191,9 +198,9 @@ class Bench {
     for (std::size_t i = 0; i < open.size(); ++i) {
       open[i].lines = tiles.lines[i];
       open[i].parts = tiles.parts[i];
-      open[i].partials = arena_.make<kernels::LineSum>(tiles.partials(i, 1));
+      open[i].partials = arena_.make<regatta::kernels::LineSum>(tiles.partials(i, 1));
       float* inverse = arena_.make<float>(tiles.lines[i]);
-      open[i].passes = arena_.place(std::vector<kernels::LineFactors>{{Line::column, inverse}});
+      open[i].passes = arena_.place(std::vector<regatta::kernels::LineFactors>{{Line::column, inverse}});
       open[i].pass_count = 1;
       cuda::FinishItem item;
       item.count = tiles.lines[i];
@@ -216,10 +223,10 @@ class Bench {
                                       health(line_tiles)};
     const cuda::MakeSteps stepping{arena_.place(steps), placed, std::ssize(line_tiles), scalars};
     const cuda::RegLaunch apply{segments, arena_.place(flat), std::ssize(flat), scalars, {}, health(flat)};
-    reg_.push_back([observe] { return cuda::observe(observe, nullptr); });
-    reg_.push_back([finishing] { return cuda::finish_lines(finishing, nullptr); });
-    reg_.push_back([stepping] { return cuda::make_steps(stepping, nullptr); });
-    reg_.push_back([apply] { return cuda::apply(apply, nullptr); });
+    reg_.push_back([this, observe] { return kernels().observe(observe, nullptr); });
+    reg_.push_back([this, finishing] { return kernels().finish_lines(finishing, nullptr); });
+    reg_.push_back([this, stepping] { return kernels().make_steps(stepping, nullptr); });
+    reg_.push_back([this, apply] { return kernels().apply(apply, nullptr); });
   }
 
   void make_adamw() {
@@ -238,7 +245,7 @@ class Bench {
     const cuda::Adamw launch{
         arena_.place(segments), arena_.place(tiles), std::ssize(tiles), arena_.place(std::vector{numbers}), {},
         health(tiles)};
-    adamw_.push_back([launch] { return cuda::adamw(launch, nullptr); });
+    adamw_.push_back([this, launch] { return kernels().adamw(launch, nullptr); });
   }
 
   Device& device_;
