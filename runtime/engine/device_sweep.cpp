@@ -1,7 +1,5 @@
 #include "runtime/engine/device_sweep.h"
 
-#include "runtime/error.h"
-
 namespace regatta {
 
 namespace cuda = kernels::cuda;
@@ -43,10 +41,6 @@ DeviceSweep::DeviceSweep(const Inputs& inputs, Device& device)
       one_stage_(inputs.one_stage),
       arena_(device),
       health_(device, inputs.plan.params().size()) {
-  for (const Rule* rule : rule_of_group_)
-    if (rule->device_form() == Rule::DeviceForm::none)
-      throw Error(Code::invalid_argument, "rule " + std::string(rule->name()) + " has no kernels for " + device.name() +
-                                              "; use it on device cpu");
   const auto groups = static_cast<std::int64_t>(rule_of_group_.size());
   const std::int64_t bytes = groups * static_cast<std::int64_t>(sizeof(cuda::RegScalars) + sizeof(cuda::AdamwScalars));
   scalars_host_ = Buffer::pinned(bytes, device);

@@ -43,6 +43,11 @@ sharding::Plan make_plan(const std::vector<Param>& params, const std::vector<Gro
   check_options(options, mesh);
   if (groups.empty())
     throw Error(Code::invalid_argument, "there are no parameter groups; expected at least one with a rule");
+  for (const Group& group : groups)
+    if (options.device != nullptr && group.rule->device_form() == Rule::DeviceForm::none)
+      throw Error(Code::invalid_argument, "group " + group.name + " has rule " + std::string(group.rule->name()) +
+                                              ", which has no kernels for " + options.device->name() +
+                                              "; expected reg or adamw, or device cpu");
   std::vector<sharding::ParamSpec> specs;
   for (const Param& param : params) {
     if (param.group < 0 || param.group >= static_cast<int>(groups.size()))

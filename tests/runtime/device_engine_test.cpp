@@ -277,6 +277,24 @@ TEST_F(DeviceEngine, RefusesWhatItCannot) {
       EXPECT_NE(std::string(error.what()).find("live proof"), std::string::npos) << error.what();
     }
   });
+  class Elsewhere : public Rule {
+    std::string_view name() const override { return "elsewhere"; }
+    std::string settings_text() const override { return "elsewhere"; }
+    sharding::View view(MatrixShape) const override { return sharding::View::elements(); }
+    std::vector<StateSpec> state(DType) const override { return {}; }
+    void update(const RunTensors&, MatrixShape, const StepInfo&, DType, ThreadPool&,
+                kernels::SweepHealth&) const override {}
+  };
+  options.proof_every = 0;
+  testing::run_ranks(1, [&](Transport& transport) {
+    try {
+      Engine engine({Param{"a", {4, 8}}}, {{"all", std::make_shared<Elsewhere>(), 1}}, Mesh(), transport, options);
+      FAIL() << "expected an error";
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find("rule elsewhere, which has no kernels"), std::string::npos)
+          << error.what();
+    }
+  });
   EXPECT_THROW(open_device("gpu"), Error);
   EXPECT_THROW(open_device("cuda:x"), Error);
   EXPECT_EQ(open_device("cpu"), nullptr);
