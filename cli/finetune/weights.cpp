@@ -124,8 +124,9 @@ std::vector<std::string> save_weights(Decoder& decoder, const std::string& folde
   std::vector<at::Tensor> kept;
   bool narrow = false;
   for (const auto& item : decoder.named_parameters()) {
-    const at::Tensor values = gather(group, item.value(), item.key(), shards_by_rank);
+    at::Tensor values = gather(group, item.value(), item.key(), shards_by_rank);
     if (group.rank() != 0) continue;
+    values = values.cpu();
     kept.push_back(values);
     const DType dtype = dtype_of(values, item.key());
     narrow = narrow || dtype == DType::bf16;
