@@ -16,6 +16,7 @@ struct RankSettings {
   double deadline_seconds = 600;
   std::shared_ptr<Device> device;  ///< of transport nccl
   TransportOptions::Reduction reduction = TransportOptions::Reduction::tree;
+  bool drain_signals = false;  ///< as in RunOptions
 };
 
 /// As run_on_ranks; throws Error(invalid_argument) when the mesh is not one.

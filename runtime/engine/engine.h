@@ -18,6 +18,7 @@
 // difference at construction. Transport errors leave the engine unusable.
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -98,6 +99,22 @@ struct StatePart {
   MatrixShape shape;    ///< of the whole state of the block, in whose coordinates `part` is
 };
 
+/// The numbers that a resumed engine goes on with, beside its state parts. Equal on all ranks.
+struct EngineProgress {
+  struct GroupSettings {
+    std::string name;
+    std::vector<std::pair<std::string, std::string>> rule;  ///< settings of the rule, as commands have changed them
+    std::optional<double> own_lr;                           ///< that a command gave to this group
+  };
+  std::int64_t steps = 0;  ///< updates applied
+  std::int64_t skipped_steps = 0;
+  double loss_scale = 1;
+  int finite_steps = 0;                ///< since the loss scale last changed
+  std::optional<double> commanded_lr;  ///< in place of the schedule's
+  double clip = 0;
+  std::vector<GroupSettings> groups;
+};
+
 class Engine {
  public:
   Engine(std::vector<Param> params, std::vector<Group> groups, const sharding::Mesh& mesh, Transport& transport,
@@ -153,6 +170,10 @@ class Engine {
   /// Overwrites a part that state_parts() returned.
   void load_state(const StatePart& part, const void* data);
   void set_step_count(std::int64_t step);
+  EngineProgress progress() const;
+  /// Between two steps, equally on all ranks. Throws Error(invalid_argument) when the groups or their rules' settings
+  /// have other names than this engine's.
+  void restore(const EngineProgress& progress);
 
  private:
   struct Impl;

@@ -118,6 +118,42 @@ std::vector<StatePart> Engine::state_parts() const {
   return parts;
 }
 
+EngineProgress Engine::progress() const {
+  EngineProgress progress{impl_->step_count,
+                          impl_->skipped_steps,
+                          impl_->loss_scale,
+                          impl_->finite_steps,
+                          impl_->commanded_lr,
+                          impl_->options.clip,
+                          {}};
+  for (std::size_t g = 0; g < impl_->groups.size(); ++g)
+    progress.groups.push_back({impl_->groups[g].name, settings_of(*impl_->groups[g].rule), impl_->own_lr[g]});
+  return progress;
+}
+
+void Engine::restore(const EngineProgress& progress) {
+  std::vector<Group> changed = impl_->groups;
+  if (progress.groups.size() != changed.size())
+    throw Error(Code::invalid_argument, "progress of " + std::to_string(progress.groups.size()) +
+                                            " groups was given to an engine of " + std::to_string(changed.size()));
+  for (std::size_t g = 0; g < changed.size(); ++g) {
+    if (progress.groups[g].name != changed[g].name)
+      throw Error(Code::invalid_argument,
+                  "progress of the group \"" + progress.groups[g].name + "\" was given to \"" + changed[g].name + "\"");
+    if (progress.groups[g].rule != settings_of(*changed[g].rule))
+      changed[g].rule = changed_rule(*changed[g].rule, progress.groups[g].rule);
+    impl_->own_lr[g] = progress.groups[g].own_lr;
+  }
+  impl_->groups.swap(changed);
+  impl_->refresh_rules();
+  impl_->step_count = progress.steps;
+  impl_->skipped_steps = progress.skipped_steps;
+  impl_->loss_scale = progress.loss_scale;
+  impl_->finite_steps = progress.finite_steps;
+  impl_->commanded_lr = progress.commanded_lr;
+  impl_->options.clip = progress.clip;
+}
+
 void Engine::load_state(const StatePart& part, const void* data) {
   const std::int64_t bytes = part.part.run.size() * size_of(part.dtype);
   if (impl_->device_side) return impl_->device_side->write(impl_->device_state(part), data, bytes);
