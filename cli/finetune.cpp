@@ -19,8 +19,11 @@ using finetune::Options;
 void run(Options options) {
   const sharding::Mesh mesh = finetune::mesh_of(options);
   finetune::complete(options, mesh);
-  const RankSettings settings{"regatta finetune", options.transport, options.engine_flags.mesh,
-                              options.deadline_seconds, options.checkpoints.wanted()};
+  options.engine.device = device_of(options.device);
+  if (options.engine.device) finetune::check_device(options, mesh);
+  const RankSettings settings{"regatta finetune",       options.transport,     options.engine_flags.mesh,
+                              options.deadline_seconds, options.engine.device, reduction_of(options.device),
+                              options.checkpoints.wanted()};
   set_exit_code(run_on_ranks(settings, [&](RankContext& context) { finetune::run_rank(options, mesh, context); }));
 }
 
@@ -122,8 +125,11 @@ void add_rank_flags(CLI::App& command, Options& o) {
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
   command.add_flag("--proof-stops", o.engine_flags.proof_stops, "A live proof that fails ends the job");
-  command.add_option("--transport", o.transport, "local (ranks are threads) or mpi (under mpirun)")
+  command
+      .add_option("--transport", o.transport,
+                  "local (ranks are threads), mpi (under mpirun) or nccl (GPUs, under torchrun or mpirun)")
       ->capture_default_str();
+  add_device_flags(command, o.device);
   command.add_option("--deadline", o.deadline_seconds, "Seconds to wait for a peer")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);

@@ -21,6 +21,7 @@ constexpr const char* examples =
     "Examples:\n"
     "  regatta doctor                                what was built in, what was found, what would go wrong\n"
     "  regatta plan --help                           memory and bytes per rank of a model, without running\n"
+    "  regatta rules                                 the update rules, what they see and keep, their settings\n"
     "  mpirun -n 2 regatta finetune --transport mpi --mesh dp=2 --init DIR --data text.txt --out DIR\n"
     "  regatta replay --in case.safetensors --out result.safetensors --rule reg --mesh dp=4\n"
     "  regatta COMMAND --help                        all flags of one command, with examples\n"

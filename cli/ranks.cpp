@@ -127,7 +127,7 @@ int launched_processes() {
 }
 
 bool is_first_process() {
-  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK"}) {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "RANK"}) {  // the last is torchrun's
     const char* value = std::getenv(name);
     if (value != nullptr) return std::atoi(value) == 0;
   }
@@ -240,9 +240,10 @@ int run_process(std::string_view name, int world_size, const RunOptions& options
   RankOutcome own = run_rank(*transport, [&](RankContext& context) {
     if (world_size > 0 && world_size != ranks) {
       std::string sentence = options.world + " has " + std::to_string(world_size) + " ranks but ";
-      sentence += launched_processes() > 0
-                      ? "mpirun started " + std::to_string(ranks)
-                      : "this is a single process; start it with mpirun -n " + std::to_string(world_size);
+      sentence += launched_processes() > 0 ? "mpirun started " + std::to_string(ranks)
+                  : ranks > 1              ? "the launcher started " + std::to_string(ranks)
+                              : "this is a single process; start it with mpirun -n " + std::to_string(world_size) +
+                                    (name == "nccl" ? " or torchrun" : "");
       throw Error(Code::invalid_argument, sentence);
     }
     body(context);

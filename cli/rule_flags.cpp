@@ -52,12 +52,15 @@ void check_rule(const std::string& rule) {
 }  // namespace
 
 void add_rule_flags(CLI::App& app, RuleFlags& flags) {
-  app.add_option("--rule", flags.rule, "Rule of the matrices: " + listed(rule_names()))->capture_default_str();
+  app.add_option("--rule", flags.rule, "Rule of the matrices (see `regatta rules`): " + listed(rule_names()))
+      ->capture_default_str();
   app.add_option("--set", flags.settings, "Setting NAME=VALUE of every rule in use that has it, or RULE.NAME=VALUE")
       ->take_all();
   app.add_option("--assign", flags.assignments,
                  "GLOB=RULE: parameters whose name matches use that rule; the last match wins")
       ->take_all();
+  app.add_option("--preset", flags.preset,
+                 "Rules by layer, before --assign: symmetric (each respects its layer's symmetries; docs/rules.md)");
 }
 
 RuleChoice choose_rules(const RuleFlags& flags, const std::vector<std::string>& names, double lr,
@@ -69,11 +72,17 @@ RuleChoice choose_rules(const RuleFlags& flags, const std::vector<std::string>& 
     check_rule(assignments.back().rule);
   }
   check_assignments_used(assignments, names);
+  Preset preset;
+  if (!flags.preset.empty()) {  // globs of a preset need not all be used
+    preset = rule_preset(flags.preset);
+    assignments.insert(assignments.begin(), preset.assignments.begin(), preset.assignments.end());
+  }
 
   RuleChoice choice{{}, {}, lr};
   std::vector<std::string> used;
   for (const std::string& name : names) {
-    const std::string otherwise = usual(name);
+    std::string otherwise = usual(name);
+    if (!flags.preset.empty() && otherwise == flags.rule) otherwise = preset.matrices;
     const std::string rule(assigned_rule(assignments, name, otherwise));
     auto at = std::find(used.begin(), used.end(), rule);
     if (at == used.end()) at = used.insert(at, rule);

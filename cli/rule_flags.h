@@ -17,9 +17,10 @@ struct RuleFlags {
   std::string rule = "reg";
   std::vector<std::string> settings;     ///< NAME=VALUE, or RULE.NAME=VALUE
   std::vector<std::string> assignments;  ///< GLOB=RULE
+  std::string preset;                    ///< a name of rule_preset(), or empty
 };
 
-/// --rule, --set, --assign.
+/// --rule, --set, --assign, --preset.
 void add_rule_flags(CLI::App& app, RuleFlags& flags);
 
 struct RuleChoice {

@@ -78,6 +78,7 @@ Plan::Plan(Mesh mesh, std::vector<ParamSpec> params, PlanOptions options)
   else
     lay_out_buckets();
   find_open_lines();
+  find_matrices();
 }
 
 void Plan::check() const {
@@ -126,7 +127,7 @@ void Plan::lay_out_buckets() {
       std::int64_t numel = 0;
       for (std::size_t b = 0; b < param.blocks.size(); ++b) {
         const BlockPart& part = parts[p][b];
-        blocks[p].push_back({part.rows.size(), part.cols.size(), param.views[b].kind == View::Kind::lines});
+        blocks[p].push_back({part.rows.size(), part.cols.size(), param.views[b].kind != View::Kind::elements});
         numel += part.rect_numel();
       }
       bytes.push_back(numel * size_of(param.dtype));
@@ -232,7 +233,7 @@ void Plan::find_open_lines() {
     const std::vector<std::vector<int>> cells = replica_cells(p);
     for (int b = 0; b < static_cast<int>(params_[p].blocks.size()); ++b) {
       const View& view = params_[p].views[b];
-      if (view.kind != View::Kind::lines) continue;
+      if (view.passes.empty()) continue;
       for (const std::vector<int>& cell : cells) {
         for (std::size_t pass = 0; pass < view.passes.size(); ++pass) {
           std::vector<LineHolder> holders;
@@ -264,6 +265,47 @@ void Plan::find_open_lines() {
       }
     }
   }
+}
+
+void Plan::find_matrices() {
+  std::vector<std::vector<const Piece*>> pieces_of(params_.size());  // by parameter, ascending ranks
+  std::vector<std::vector<int>> ranks_of(params_.size());
+  for (int rank = 0; rank < mesh_.world_size(); ++rank)
+    for (const Piece& piece : layouts_[rank].pieces) {
+      pieces_of[piece.param].push_back(&piece);
+      ranks_of[piece.param].push_back(rank);
+    }
+
+  std::vector<MatrixTask> tasks;
+  int wave = 0;
+  std::size_t wave_begin = 0;
+  for (const BucketLayout& bucket : layouts_[0].buckets) {
+    for (const BucketEntry& entry : bucket.entries) {
+      const ParamSpec& param = params_[entry.param];
+      const std::vector<std::vector<int>> cells = replica_cells(entry.param);
+      for (int b = 0; b < static_cast<int>(param.blocks.size()); ++b) {
+        if (param.views[b].kind != View::Kind::matrix) continue;
+        for (const std::vector<int>& cell : cells) {
+          MatrixShare share{entry.param, b, wave, 0, {}};
+          MatrixTask task{newton_schulz_work(param.blocks[b]), {}, wave};
+          for (std::size_t i = 0; i < pieces_of[entry.param].size(); ++i) {
+            const int rank = ranks_of[entry.param][i];
+            if (pieces_of[entry.param][i]->block != b || !holds(cell, rank)) continue;
+            share.holders.push_back({rank, pieces_of[entry.param][i]->part});
+            task.holders.push_back(rank);
+          }
+          matrices_.push_back(std::move(share));
+          tasks.push_back(std::move(task));
+        }
+      }
+    }
+    if (matrices_.size() - wave_begin < static_cast<std::size_t>(mesh_.world_size())) continue;
+    ++wave;
+    wave_begin = matrices_.size();
+  }
+  wave_count_ = matrices_.size() > wave_begin ? wave + 1 : wave;
+  const std::vector<int> owners = assign_owners(tasks, mesh_.world_size());
+  for (std::size_t i = 0; i < owners.size(); ++i) matrices_[i].owner = owners[i];
 }
 
 std::vector<int> Plan::voted_params(int rank) const {
@@ -304,6 +346,14 @@ WireBytes Plan::wire_bytes(int rank) const {
       else if (holds(share.holders, rank))
         bytes.exchange += share.lines.size() * share.bytes_per_line;
     }
+  for (const MatrixShare& share : matrices_) {
+    const View& view = params_[share.param].views[share.block];
+    for (const MatrixShare::Holder& holder : share.holders) {
+      if (holder.rank == share.owner) continue;
+      if (share.owner == rank) bytes.exchange += bytes_from_owner(view, holder.part);
+      if (holder.rank == rank) bytes.exchange += bytes_to_owner(view, holder.part);
+    }
+  }
   return bytes;
 }
 
@@ -322,6 +372,12 @@ std::string Plan::text() const {
       const View& view = param.views[b];
       out << "; block " << param.blocks[b].rows << "x" << param.blocks[b].cols << " sees ";
       if (view.kind == View::Kind::elements) out << "elements";
+      if (view.kind == View::Kind::matrix) {
+        const View::Traffic& t = view.traffic;
+        out << "matrix (" << t.element_bytes << " bytes an element, lines " << t.row_bytes << " " << t.column_bytes
+            << " " << t.block_bytes << ", back " << t.row_answer_bytes << " " << t.column_answer_bytes << " "
+            << t.block_answer_bytes << ") ";
+      }
       for (Line line : view.passes) out << (line == Line::row ? "rows " : "columns ");
       if (view.block_scale) out << "block";
     }
@@ -344,6 +400,19 @@ std::string Plan::text() const {
     }
     out << "exchange round " << k << ": " << lines << " open lines in " << rounds_[k].size() << " shares, " << bytes
         << " bytes in all\n";
+  }
+  for (int wave = 0; wave < wave_count_; ++wave) {
+    std::int64_t bytes = 0;
+    out << "matrices of wave " << wave << ", owners";
+    for (const MatrixShare& share : matrices_) {
+      if (share.wave != wave) continue;
+      const View& view = params_[share.param].views[share.block];
+      out << " " << params_[share.param].name << "." << share.block << "@" << share.owner;
+      for (const MatrixShare::Holder& holder : share.holders)
+        if (holder.rank != share.owner)
+          bytes += bytes_to_owner(view, holder.part) + bytes_from_owner(view, holder.part);
+    }
+    out << "; " << bytes << " bytes in all\n";
   }
   return out.str();
 }

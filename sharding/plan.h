@@ -12,6 +12,7 @@
 #include "sharding/dtype.h"
 #include "sharding/lines.h"
 #include "sharding/mesh.h"
+#include "sharding/owners.h"
 #include "sharding/placement.h"
 #include "sharding/view.h"
 
@@ -76,10 +77,24 @@ struct Share {
   std::int64_t answer_bytes = 0;    ///< per line, from the owner
 };
 
+/// A block that is seen as a whole, in one replica.
+struct MatrixShare {
+  struct Holder {
+    int rank = 0;
+    BlockPart part;
+  };
+  int param = 0;
+  int block = 0;
+  int wave = 0;
+  int owner = 0;
+  std::vector<Holder> holders;  ///< ascending ranks, the owner among them; one: nothing travels
+  bool open() const { return holders.size() > 1; }
+};
+
 struct WireBytes {
   std::int64_t reduce_scatter = 0;
   std::int64_t all_gather = 0;
-  std::int64_t exchange = 0;
+  std::int64_t exchange = 0;  ///< open lines and matrices
   std::int64_t vote = 0;
   std::int64_t total() const { return reduce_scatter + all_gather + exchange + vote; }
   bool operator==(const WireBytes&) const = default;
@@ -110,6 +125,12 @@ class Plan {
   /// blocks with k passes.
   const std::vector<std::vector<Share>>& rounds() const { return rounds_; }
 
+  /// Blocks that are seen as wholes, in the order of their waves. A wave is some neighbouring buckets that together
+  /// have a matrix for every rank, as far as there are so many: its matrices travel in one message each way, so that
+  /// all ranks have one to compute.
+  const std::vector<MatrixShare>& matrices() const { return matrices_; }
+  int wave_count() const { return wave_count_; }
+
   /// Parameters whose squared gradients `rank` reports: those it holds a part of, replicas counted on the first holder
   /// only.
   std::vector<int> voted_params(int rank) const;
@@ -131,6 +152,7 @@ class Plan {
   void lay_out_buckets();
   void lay_out_shards();
   void find_open_lines();
+  void find_matrices();
   std::vector<std::vector<int>> replica_cells(int param) const;
 
   Mesh mesh_;
@@ -138,6 +160,8 @@ class Plan {
   PlanOptions options_;
   std::vector<RankLayout> layouts_;
   std::vector<std::vector<Share>> rounds_;
+  std::vector<MatrixShare> matrices_;
+  int wave_count_ = 0;
 };
 
 }  // namespace regatta::sharding

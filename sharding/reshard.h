@@ -18,6 +18,22 @@ struct Stretch {
   bool operator==(const Stretch&) const = default;
 };
 
+/// Calls body(in_block, in_part, count) for the elements of `part`, row by row, ascending in both.
+template <class Body>
+void for_each_stretch(const BlockPart& part, std::int64_t block_cols, const Body& body) {
+  const std::int64_t cols = part.cols.size();
+  if (part.run.empty()) return;
+  if (cols == block_cols) {  // whole rows lie one after another in the block, too
+    body(part.rows.begin * cols + part.run.begin, std::int64_t{0}, part.run.size());
+    return;
+  }
+  for (std::int64_t at = part.run.begin; at < part.run.end;) {
+    const std::int64_t row = at / cols, col = at % cols, count = std::min(cols - col, part.run.end - at);
+    body((part.rows.begin + row) * block_cols + part.cols.begin + col, at - part.run.begin, count);
+    at += count;
+  }
+}
+
 /// All elements of `part`, ascending in both. `block_cols`: width of the whole block.
 std::vector<Stretch> stretches(const BlockPart& part, std::int64_t block_cols);
 

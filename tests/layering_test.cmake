@@ -36,6 +36,7 @@ set(third_party
     "prometheus/.*=runtime/telemetry/|tests/"
     "httplib\\.h=runtime/telemetry/|tests/"
     "nlohmann/.*=runtime/checkpoint/|runtime/torch/|runtime/telemetry/|runtime/control/|cli/|tests/|bench/"
+    "(cblas|omp)\\.h=kernels/cpu/openblas_matmul.cpp"
     "spdlog/.*=runtime/log.cpp"
     "fmt/.*=cli/|bench/|tests/|examples/"
     "CLI/.*=cli/|bench/|tests/"

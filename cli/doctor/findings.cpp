@@ -73,6 +73,11 @@ void of_build(const Circumstances& c, std::vector<Finding>& out) {
          "built without LibTorch: no regatta finetune; install libtorch-dev libopenblas0-openmp and configure "
          "again"});
   }
+  if (!c.built_with_blas) {
+    out.push_back({false,
+                   "built without OpenBLAS: rules that see whole matrices (muon and its family) are refused; install "
+                   "libopenblas-openmp-dev and configure again"});
+  }
   if (c.libraries.cuda_devices > 0) {
     out.push_back({false, fmt::format("{} CUDA device(s) found, but this version computes on the CPU only",
                                       c.libraries.cuda_devices)});

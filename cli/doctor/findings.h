@@ -21,6 +21,7 @@ struct Circumstances {
   std::string build_type;
   bool built_with_mpi = false;
   bool built_with_torch = false;
+  bool built_with_blas = false;
   std::string omp_num_threads;         ///< of the environment; "" when unset
   bool root_allowed = false;           ///< Open MPI may run as root
   bool oversubscribe_allowed = false;  ///< Open MPI may start more ranks than cores

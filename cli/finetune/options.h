@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/device_flags.h"
 #include "cli/engine_flags.h"
 #include "cli/finetune/decoder_config.h"
 #include "cli/rule_flags.h"
@@ -47,6 +48,7 @@ struct Options {
   Schedule schedule;
   std::vector<std::string> lr_at;  ///< STEP=VALUE, steps from 1
   cli::EngineFlags engine_flags;
+  cli::DeviceFlags device;
   bool bucket_bytes_given = false;  ///< otherwise they follow the size of the model
   EngineOptions engine;             ///< from engine_flags and others, by complete()
   double deadline_seconds = 600;

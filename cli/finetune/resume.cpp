@@ -232,7 +232,7 @@ Resumed resume(checkpoint::Checkpoint& from, const Job& job, const sharding::Mes
   std::vector<Load> loads;
   for (const StatePart& part : engine.state_parts()) {
     const sharding::ParamSpec& param = engine.plan().params()[static_cast<std::size_t>(part.param)];
-    Load load{part, {param.name, part.state, part.block}, param.blocks[static_cast<std::size_t>(part.block)]};
+    Load load{part, {param.name, part.state, part.block}, part.shape};
     const auto found = from.state().find(load.key);
     if (found == from.state().end())
       missing.push_back(load.key.text() + " is missing");

@@ -1,5 +1,6 @@
 #include "cli/finetune/run_rank.h"
 
+#include <ATen/Context.h>
 #include <c10/util/Exception.h>
 
 #include <cstdio>
@@ -48,6 +49,16 @@ struct Control {
 };
 
 }  // namespace
+
+void check_device(const Options& options, const sharding::Mesh& mesh) {
+  if (!at::hasCUDA())
+    throw Error(Code::invalid_argument,
+                "--device is " + options.device.device + ", but this program's LibTorch has no CUDA; expected cpu");
+  if (mesh.size("tp") > 1)
+    throw Error(Code::invalid_argument, "--device is " + options.device.device +
+                                            " with tp=" + std::to_string(mesh.size("tp")) +
+                                            "; the decoder is split over tp on cpu only, so expected tp=1");
+}
 
 void run_rank(const Options& options, const sharding::Mesh& mesh, cli::RankContext& context) {
   const auto say = [&](const std::string& sentence) {

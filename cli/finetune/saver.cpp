@@ -37,7 +37,7 @@ std::string Saver::save(std::int64_t step) {
     const sharding::ParamSpec& param = engine_.plan().params()[static_cast<std::size_t>(part.param)];
     checkpoint::GivenPart given;
     given.key = {param.name, part.state, part.block};
-    given.block = param.blocks[static_cast<std::size_t>(part.block)];
+    given.block = part.shape;
     given.part = part.part;
     given.dtype = part.dtype;
     given.data = part.data;

@@ -80,6 +80,7 @@ StepRecord Trainer::train_step(std::int64_t step, bool& drain) {
     record.phases.backward += watch.lap();
   }
   steering_.before_vote();
+  attachment_.use_current_stream();
   record.report = engine_.step(options_.schedule.lr(step));
   record.phases.step += watch.lap();
 

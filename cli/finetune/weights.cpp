@@ -178,8 +178,9 @@ std::vector<std::string> save_weights(Decoder& decoder, const std::string& folde
   std::vector<safetensors::Source> sources;
   std::vector<at::Tensor> kept;
   for (const auto& item : decoder.named_parameters()) {
-    const at::Tensor values = gather(group, item.value(), item.key(), shards_by_rank);
+    at::Tensor values = gather(group, item.value(), item.key(), shards_by_rank);
     if (group.rank() != 0) continue;
+    values = values.cpu();
     kept.push_back(values);
     sources.push_back({item.key(), dtype_of(values, item.key()), values.sizes().vec(), values.data_ptr()});
   }

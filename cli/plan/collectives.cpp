@@ -31,6 +31,23 @@ std::vector<Collective> collectives_of(const sharding::Plan& plan) {
   };
   add(reduce);
   add(vote);
+  Collective directions{"directions to matrix owners", "ranks that share one", "behind the wave before", 0, 0, none()};
+  Collective updates{"their updates back", "ranks that share one", "behind the wave after", 0, 0, none()};
+  int last_open = -1;
+  for (const sharding::MatrixShare& share : plan.matrices()) {
+    if (!share.open()) continue;
+    const sharding::View& view = plan.params()[share.param].views[share.block];
+    if (share.wave != last_open) ++directions.calls;
+    last_open = share.wave;
+    for (const sharding::MatrixShare::Holder& holder : share.holders) {
+      if (holder.rank == share.owner) continue;
+      directions.bytes[holder.rank] += bytes_to_owner(view, holder.part);
+      updates.bytes[share.owner] += bytes_from_owner(view, holder.part);
+    }
+  }
+  updates.calls = directions.calls;
+  add(directions);
+  add(updates);
   for (std::size_t k = 0; k < plan.rounds().size(); ++k) {
     const std::string pass = plan.rounds().size() > 1 ? ", round " + std::to_string(k + 1) : "";
     Collective sums{

@@ -1,6 +1,5 @@
 #include "cli/plan/comparison.h"
 
-#include "cli/plan/muon_model.h"
 #include "runtime/engine/setup.h"
 
 namespace regatta::cli {
@@ -10,7 +9,7 @@ std::vector<RankCost> costs(const sharding::Plan& plan, const std::vector<Param>
                             const std::vector<Group>& groups, const EngineOptions& options) {
   std::vector<RankCost> ranks;
   for (int rank = 0; rank < plan.mesh().world_size(); ++rank)
-    ranks.push_back({plan.wire_bytes(rank), memory_of(plan, rank, params, groups, options), 0});
+    ranks.push_back({plan.wire_bytes(rank), memory_of(plan, rank, params, groups, options)});
   return ranks;
 }
 
@@ -20,11 +19,10 @@ std::string names_of(const std::vector<Group>& groups) {
   return text;
 }
 
-bool sees_lines(const sharding::Plan& plan) {
-  for (const sharding::ParamSpec& spec : plan.params())
-    for (const sharding::View& view : spec.views)
-      if (view.kind == sharding::View::Kind::lines) return true;
-  return false;
+bool sees_elements(const sharding::ParamSpec& param) {
+  for (const sharding::View& view : param.views)
+    if (view.kind != sharding::View::Kind::elements) return false;
+  return true;
 }
 
 }  // namespace
@@ -32,22 +30,29 @@ bool sees_lines(const sharding::Plan& plan) {
 std::vector<Alternative> compare(const sharding::Plan& plan, const std::vector<Param>& params,
                                  const std::vector<Group>& groups, const EngineOptions& options) {
   std::vector<Alternative> alternatives;
-  alternatives.push_back({names_of(groups) + " (this plan)", false, costs(plan, params, groups, options)});
-  if (!sees_lines(plan)) return alternatives;
+  alternatives.push_back({names_of(groups) + " (this plan)", costs(plan, params, groups, options)});
+  std::vector<std::size_t> matrices;
+  for (std::size_t p = 0; p < params.size(); ++p)
+    if (!sees_elements(plan.params()[p])) matrices.push_back(p);
+  if (matrices.empty()) return alternatives;
 
+  const auto add = [&](const std::string& name, const std::vector<Param>& with, const std::vector<Group>& rules) {
+    alternatives.push_back({name, costs(make_plan(with, rules, plan.mesh(), options), with, rules, options)});
+  };
   std::vector<Param> all = params;
   for (Param& param : all) param.group = 0;
-  const std::vector<Group> adamw{{"adamw", make_rule("adamw", {}), 1}};
-  alternatives.push_back({"adamw", false, costs(make_plan(all, adamw, plan.mesh(), options), all, adamw, options)});
-
-  // One momentum, as REG keeps; only the exchange differs, and the room for whole matrices.
-  Alternative muon{"gather-based Muon (model)", true, alternatives.front().ranks};
-  const MatrixGather gather = gather_matrices(plan, size_of(options.momentum_dtype));
-  for (std::size_t rank = 0; rank < muon.ranks.size(); ++rank) {
-    muon.ranks[rank].wire.exchange = gather.sent[rank];
-    muon.ranks[rank].gathered = gather.gathered[rank];
+  add("adamw", all, {{"adamw", make_rule("adamw", {}), 1}});
+  for (const std::string name : {"reg", "muon"}) {
+    std::vector<Param> with = params;
+    std::vector<Group> rules = groups;
+    rules.push_back({name, make_rule(name, {}), 1});
+    bool chosen = true;
+    for (std::size_t p : matrices) {
+      chosen = chosen && groups[params[p].group].rule->name() == name;
+      with[p].group = static_cast<int>(groups.size());
+    }
+    if (!chosen) add(name + " for the matrices", with, rules);
   }
-  alternatives.push_back(std::move(muon));
   return alternatives;
 }
 

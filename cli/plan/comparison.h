@@ -13,20 +13,18 @@ namespace regatta::cli {
 struct RankCost {
   sharding::WireBytes wire;  ///< `exchange`: whatever the optimizer's view needs
   RankMemory memory;
-  std::int64_t gathered = 0;  ///< bytes to put whole matrices together
   std::int64_t memory_total() const {
-    return memory.parameters + memory.gradients + memory.state + memory.master + gathered;
+    return memory.parameters + memory.gradients + memory.state + memory.master + memory.matrices;
   }
 };
 
 struct Alternative {
   std::string name;
-  bool model = false;  ///< computed from a formula; no such rule is built
   std::vector<RankCost> ranks;
 };
 
-/// The plan as chosen, AdamW for every parameter, and gather-based Muon in place of the rules that see lines. The last
-/// two are left out where they are what was chosen: when no rule sees lines.
+/// The plan as chosen, AdamW for every parameter, and REG and Muon in place of the rules that see lines or matrices.
+/// Left out are those that are what was chosen; only the plan itself is left when no rule sees more than elements.
 std::vector<Alternative> compare(const sharding::Plan& plan, const std::vector<Param>& params,
                                  const std::vector<Group>& groups, const EngineOptions& options);
 

@@ -47,12 +47,12 @@ Figures wire_figures(const RankCost& cost) {
 
 Figures memory_figures(const RankCost& cost) {
   const RankMemory& memory = cost.memory;
-  return {memory.parameters, memory.gradients, memory.state, memory.master, cost.gathered, cost.memory_total()};
+  return {memory.parameters, memory.gradients, memory.state, memory.master, memory.matrices, cost.memory_total()};
 }
 
 std::string view_text(const sharding::View& view) {
   if (view.kind == sharding::View::Kind::elements) return "elements";
-  std::string text;
+  std::string text = view.kind == sharding::View::Kind::matrix ? "matrix" : "";
   for (Line line : view.passes) text += std::string(text.empty() ? "" : "+") + (line == Line::row ? "rows" : "columns");
   return text + (view.block_scale ? "+block" : "");
 }
@@ -180,7 +180,7 @@ json comparison_json(const std::vector<Alternative>& alternatives) {
   json comparison = json::array();
   for (const Alternative& alternative : alternatives) {
     const std::vector<Figures> wire = by_rank(alternative, wire_figures), memory = by_rank(alternative, memory_figures);
-    json entry = {{"optimizer", alternative.name}, {"model", alternative.model}};
+    json entry = {{"optimizer", alternative.name}};
     for (const auto& [key, which] :
          {std::pair{"least", &Extremes::least}, std::pair{"most", &Extremes::most}, std::pair{"sum", &Extremes::sum}})
       entry[key] = {{"wire_bytes", wire_json(fold(wire, which))}, {"memory_bytes", memory_json(fold(memory, which))}};

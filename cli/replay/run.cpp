@@ -5,6 +5,8 @@
 
 #include "kernels/kernels.h"
 #include "runtime/checkpoint/safetensors.h"
+#include "runtime/device/buffer.h"
+#include "runtime/device/device.h"
 #include "runtime/engine/setup.h"
 #include "runtime/error.h"
 #include "runtime/transport/transport.h"
@@ -70,6 +72,15 @@ class Rank {
  private:
   const sharding::ParamSpec& spec(int p) const { return engine_.plan().params()[p]; }
 
+  // The parameter with the blocks that a state of it has: stacked by rows, too.
+  sharding::ParamSpec spec_of_state(int p, const std::string& name) const {
+    sharding::ParamSpec of_state = spec(p);
+    for (const StateSpec& state : options_.groups[options_.group_of[p]].rule->state(options_.engine.momentum_dtype))
+      if (state.name == name)
+        for (MatrixShape& block : of_state.blocks) block = state_shape(state.extent, block);
+    return of_state;
+  }
+
   // Copies this rank's local part of a whole tensor, element by element as `take` says.
   template <class F>
   void for_each_local(int p, F copy) const {
@@ -86,11 +97,12 @@ class Rank {
   void fill_params() {
     for (std::size_t p = 0; p < recorded_.names.size(); ++p) {
       const WholeTensor& whole = recorded_.params.at(recorded_.names[p]);
-      const ParamView view = engine_.param(static_cast<int>(p));
       const std::int64_t size = size_of(whole.dtype);
+      std::vector<std::byte> values(engine_.param(static_cast<int>(p)).numel * size);
       for_each_local(static_cast<int>(p), [&](std::int64_t from, std::int64_t to, std::int64_t count) {
-        std::memcpy(static_cast<std::byte*>(view.data) + to * size, whole.values.data() + from * size, count * size);
+        std::memcpy(values.data() + to * size, whole.values.data() + from * size, count * size);
       });
+      engine_.write_param(static_cast<int>(p), values.data());
     }
   }
 
@@ -107,7 +119,8 @@ class Rank {
                                                     std::string(name_of(part.dtype)));
           const std::int64_t size = size_of(whole.dtype);
           std::vector<std::byte> values(part.part.run.size() * size);
-          for_each_stretch(spec(part.param), part.block, part.part,
+          const sharding::ParamSpec of_state = spec_of_state(part.param, state);
+          for_each_stretch(of_state, part.block, part.part,
                            [&](std::int64_t from, std::int64_t to, std::int64_t count) {
                              std::memcpy(values.data() + to * size, whole.values.data() + from * size, count * size);
                            });
@@ -144,7 +157,18 @@ class Rank {
           gradient_[(to + i) * size + size - 1] = std::byte{0x80};
         }
     });
-    engine_.add_grad(p, gradient_.data(), whole.dtype);
+    engine_.add_grad(p, on_device(gradient_), whole.dtype);
+  }
+
+  // The same bytes where the engine expects them.
+  const void* on_device(const std::vector<std::byte>& values) {
+    Device* const device = options_.engine.device.get();
+    if (device == nullptr) return values.data();
+    const auto bytes = static_cast<std::int64_t>(values.size());
+    if (device_gradient_.bytes() < bytes) device_gradient_ = Buffer(bytes, device);
+    device->copy(device_gradient_.data(), values.data(), bytes, nullptr);
+    device->synchronize(nullptr);
+    return device_gradient_.data();
   }
 
   void check_bytes(ReplayResult& result) const {
@@ -163,7 +187,8 @@ class Rank {
   void gather(ReplayResult& result) {
     for (std::size_t p = 0; p < recorded_.names.size(); ++p) {
       const ParamView view = engine_.param(static_cast<int>(p));
-      const std::string mine(static_cast<const char*>(view.data), view.numel * size_of(view.dtype));
+      std::string mine(view.numel * size_of(view.dtype), '\0');
+      engine_.read_param(static_cast<int>(p), mine.data());
       const std::vector<std::string> all = transport_.gather_strings(mine, "result of a parameter");
       if (transport_.rank() != 0) continue;
       Whole whole(spec(static_cast<int>(p)), view.dtype);
@@ -180,29 +205,43 @@ class Rank {
     gather_states(result);
   }
 
+  // Each rank's parts of a state say themselves what they are parts of.
   void gather_states(ReplayResult& result) {
+    struct Header {
+      std::int64_t block;
+      BlockPart part;
+      MatrixShape shape;
+    };
     const std::vector<StatePart> mine = engine_.state_parts();
     for (std::size_t p = 0; p < recorded_.names.size(); ++p) {
       std::vector<StateSpec> states = options_.groups[options_.group_of[p]].rule->state(options_.engine.momentum_dtype);
       if (spec(static_cast<int>(p)).dtype != DType::f32) states.push_back({"master", DType::f32});
       for (const StateSpec& state : states) {
         std::string values;
-        for (const StatePart& part : mine)
-          if (part.param == static_cast<int>(p) && part.state == state.name)
-            values.append(static_cast<const char*>(part.data), part.part.run.size() * size_of(part.dtype));
+        for (const StatePart& part : mine) {
+          if (part.param != static_cast<int>(p) || part.state != state.name) continue;
+          const Header header{part.block, part.part, part.shape};
+          values.append(reinterpret_cast<const char*>(&header), sizeof header);
+          values.append(static_cast<const char*>(part.data), part.part.run.size() * size_of(part.dtype));
+        }
         const std::vector<std::string> all = transport_.gather_strings(values, "result of a state");
         if (transport_.rank() != 0) continue;
-        Whole whole(spec(static_cast<int>(p)), state.dtype);
+        const sharding::ParamSpec of_state = spec_of_state(static_cast<int>(p), state.name);
+        Whole whole(of_state, state.dtype);
         const std::string name = "state." + state.name + "." + recorded_.names[p];
-        for (int r = 0; r < transport_.world_size(); ++r) {
-          std::int64_t at = 0;
-          for (const sharding::Piece& piece : engine_.plan().layout(r).pieces) {
-            if (piece.param != static_cast<int>(p)) continue;
-            whole.put(piece.block, piece.part, all[r].data() + at, name, r);
-            at += piece.part.run.size() * size_of(state.dtype);
+        for (int r = 0; r < transport_.world_size(); ++r)
+          for (std::size_t at = 0; at < all[r].size();) {
+            Header header{};
+            std::memcpy(&header, all[r].data() + at, sizeof header);
+            at += sizeof header;
+            whole.put(header.block, header.part, all[r].data() + at, name, r);
+            at += header.part.run.size() * size_of(state.dtype);
           }
-        }
-        result.tensors[name] = whole.finish(recorded_.params.at(recorded_.names[p]).shape);
+        std::int64_t rows = 0;
+        for (const MatrixShape& block : of_state.blocks) rows += block.rows;
+        result.tensors[name] = whole.finish(state.extent == StateExtent::elements
+                                                ? recorded_.params.at(recorded_.names[p]).shape
+                                                : std::vector<std::int64_t>{rows, of_state.blocks.front().cols});
       }
     }
   }
@@ -248,6 +287,7 @@ class Rank {
   Transport& transport_;
   Engine engine_;
   std::vector<std::byte> gradient_;
+  Buffer device_gradient_;
 };
 
 }  // namespace

@@ -225,6 +225,8 @@ int regatta_engine_state_part(regatta_engine* engine, int index, regatta_state_p
     to.numel = from.part.run.size();
     to.dtype = number_of_dtype(from.dtype);
     to.primary = from.primary ? 1 : 0;
+    to.rows = from.shape.rows;
+    to.columns = from.shape.cols;
     hand_over(to, part, part_bytes, me);
   });
 }

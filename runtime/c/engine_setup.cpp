@@ -119,7 +119,7 @@ int regatta_engine_add_group(regatta_engine* engine, const char* name, const cha
   return guarded([&] {
     regatta_engine& handle = unbuilt(engine, "regatta_engine_add_group");
     require(name, "regatta_engine_add_group", "name", "the group's name");
-    require(rule, "regatta_engine_add_group", "rule", "reg or adamw");
+    require(rule, "regatta_engine_add_group", "rule", "the name of a rule, for example reg");
     if (!std::isfinite(lr_scale))
       refuse("group " + std::string(name) + " has lr_scale " + std::to_string(lr_scale) + "; expected a finite number");
     handle.groups.push_back({name, make_rule(rule, settings_of(settings, "regatta_engine_add_group")), lr_scale});

@@ -111,9 +111,9 @@ REGATTA_API int regatta_transport_destroy(regatta_transport* transport);
 /* An engine without parameters. The mesh's size must be the transport's world size. Two engines may share a transport.
  */
 REGATTA_API int regatta_engine_create(regatta_transport* transport, const char* mesh, regatta_engine** engine);
-/* A group of parameters that share a rule: "reg" or "adamw". `settings` is NULL or text such as
- * "momentum=0.9,weight_decay=0.1" (REG: momentum, rho, weight_decay, p, passes, eps, zero_line; AdamW: beta1, beta2,
- * eps, weight_decay). The group's learning rate is the step's times `lr_scale`. Writes its index to `group` (or NULL).
+/* A group of parameters that share a rule: "reg", "adamw", "muon", ...; `regatta rules` lists them. `settings` is NULL
+ * or text such as "momentum=0.9,weight_decay=0.1", of the settings listed there. The group's learning rate is the
+ * step's times `lr_scale`. Writes its index to `group` (or NULL).
  */
 REGATTA_API int regatta_engine_add_group(regatta_engine* engine, const char* name, const char* rule,
                                          const char* settings, double lr_scale, int* group);
@@ -223,11 +223,14 @@ typedef struct regatta_state_part {
   const char* state; /* "momentum", "moment2", "master", ...; valid for the engine's life */
   int32_t param;
   int32_t block;
-  regatta_part part; /* of that block; numel = run_end - run_begin */
+  regatta_part part; /* of that block's state; numel = run_end - run_begin */
   const void* data;  /* numel elements; changed by each step */
   int64_t numel;
   int32_t dtype;
   int32_t primary; /* 0 on ranks that hold a replica of another rank's part */
+  /* Shape of the block's whole state, in whose coordinates `part` is: the block's own, or, of rules that see whole
+   * matrices, rows x 1, 1 x columns or 1 x 1. Such small states are fp32 and lie whole on one rank. */
+  int64_t rows, columns;
 } regatta_state_part;
 
 REGATTA_API int regatta_engine_state_count(regatta_engine* engine, int* count);

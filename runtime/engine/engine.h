@@ -31,6 +31,7 @@
 
 namespace regatta {
 
+class Device;
 class Transport;
 
 enum class Mode {
@@ -73,24 +74,29 @@ struct EngineOptions {
   /// rank, whole; 0: never. Its messages are not counted in StepReport::bytes.
   int proof_every = 0;
   bool proof_stops = false;  ///< a proof that fails ends the job with Error(device)
+  /// Where parameters, gradients and state lie and sweeps run; null: the CPU. shared_ptr: ranks of a process share it.
+  std::shared_ptr<Device> device;
 };
 
 /// Where a parameter lies on this rank.
 struct ParamView {
-  void* data = nullptr;  ///< contiguous local values, in `dtype`; stable for the engine's life
+  void* data = nullptr;  ///< contiguous local values, in `dtype`, on the engine's device; stable for its life
   std::int64_t numel = 0;
   DType dtype = DType::f32;
 };
 
-/// A part of one state tensor that this rank holds (replicas excluded when `primary` is false).
+/// A part of one state tensor that this rank holds (replicas excluded when `primary` is false). Most states are as
+/// large as their block; rules that see whole matrices also keep numbers per row, per column or per block, whole at one
+/// rank.
 struct StatePart {
   std::string state;  ///< "momentum", "moment2", "master", ...
   int param = 0;
   int block = 0;
   sharding::BlockPart part;
-  const void* data = nullptr;  ///< part.run.size() elements
+  const void* data = nullptr;  ///< part.run.size() elements on the host; of a device, a copy that the next call renews
   DType dtype = DType::f32;
   bool primary = true;  ///< false on ranks that hold a replica of another rank's part
+  MatrixShape shape;    ///< of the whole state of the block, in whose coordinates `part` is
 };
 
 /// The numbers that a resumed engine goes on with, beside its state parts. Equal on all ranks.
@@ -118,11 +124,18 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   ParamView param(int index);
+  /// Copies param(index) to or from memory of the host, wherever it lies. Blocking.
+  void read_param(int index, void* to);
+  void write_param(int index, const void* from);
+  /// On a device: the stream (a cudaStream_t) that gradients and the model's arithmetic are on, from now on; at first
+  /// the default stream. step() puts its work there as well. Not between add_grad() and step().
+  void use_stream(void* stream);
   /// Collective. Takes the values now in param(i) as the model: fills master weights. Ranks that hold replicas of a
   /// parameter (dp peers, and along axes that do not cut it) must hold equal values; others are refused by name.
   void publish_params();
 
-  /// One micro-batch's gradient of a parameter, param(index).numel elements. The memory may be reused on return.
+  /// One micro-batch's gradient of a parameter, param(index).numel elements, on the engine's device. The memory may be
+  /// reused on return; on a device, by what follows on the same stream.
   void add_grad(int index, const void* grad, DType dtype);
   /// The global index of this rank's micro-batch `k` of a step, so that every mesh sees the same global batch in the
   /// same tree.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/matmul.h"
 #include "runtime/engine/agreement.h"
 #include "runtime/engine/engine_impl.h"
 #include "runtime/engine/setup.h"
@@ -47,24 +48,28 @@ Engine::Impl::Impl(std::vector<Param> params_in, std::vector<Group> groups_in, c
       dp_group(world->split(reduction_group(mesh, rank, options.mode))),
       kernels(kernels::cpu_kernels()),
       pool(options.threads),
+      host_arrays(kernels),
+      device_side(make_device_side()),
       gradients(plan, rank, *dp_group,
                 {options.micro_batches, options.accumulation == Accumulation::tree, options.mode == Mode::zero2},
-                kernels),
-      state(plan, rank, rules, options.momentum_dtype),
+                device_side ? device_side->gradient_arrays() : host_arrays),
+      state(plan, rank, rules, options.momentum_dtype, options.device.get()),
       vote(plan, rank),
       works(make_works(plan, rank, rules, groups_of(params))),
       loss_scale(options.loss_scaling.initial) {
   allocate_buckets();
   bind_works();
   for (std::size_t k = 0; k < plan.rounds().size(); ++k)
-    exchanges.push_back(std::make_unique<LineExchange>(plan, static_cast<int>(k), rank, works, rules));
+    if (!device_side)
+      exchanges.push_back(std::make_unique<LineExchange>(plan, static_cast<int>(k), rank, works, rules));
+  make_matrix_exchanges();
   for (const Work& work : works) rounds = std::max(rounds, work.rounds());
-  rounds = std::max(rounds, static_cast<int>(exchanges.size()));
+  rounds = std::max(rounds, static_cast<int>(plan.rounds().size()));
   infos.resize(groups.size());
   own_lr.resize(groups.size());
   if (options.proof_every > 0)
     proof = std::make_unique<Proof>(plan, rank, rules, groups_of(params), options.momentum_dtype, options.proof_every,
-                                    *world, pool);
+                                    state, *world, pool);
   for (int r = 0; r < transport.world_size(); ++r) {
     const std::vector<int> voted = plan.voted_params(r);
     health_params.insert(health_params.end(), voted.begin(), voted.end());
@@ -87,15 +92,24 @@ void Engine::Impl::allocate_buckets() {
     Bucket bucket;
     const sharding::BucketLayout& from = layout.buckets[b];
     bucket.dtype = params[from.entries.front().param].dtype;
-    bucket.params = dp_group->allocate(from.numel * size_of(bucket.dtype));
+    const std::int64_t bytes = from.numel * size_of(bucket.dtype);
+    if (device_side && !device_side->staged_gradients()) {
+      bucket.params = device_side->arrays().allocate_shared(*dp_group, bytes);
+    } else {
+      bucket.params = dp_group->allocate(bytes);
+      if (device_side) bucket.on_device = Buffer(bytes, &device_side->device());
+    }
+    bucket.home = bucket.on_device.data() != nullptr ? bucket.on_device.data() : bucket.params.data();
     for (std::int64_t bound : from.bounds) bucket.bounds_bytes.push_back(bound * size_of(bucket.dtype));
     bucket.label = "parameters of bucket " + std::to_string(b);
     for (const sharding::BucketEntry& entry : from.entries) {
       const sharding::ParamSpec& spec = plan.params()[entry.param];
       for (const sharding::View& view : spec.views)
-        bucket.has_open_lines |= view.kind == sharding::View::Kind::lines && !view.one_sweep_rows();
+        bucket.has_open_lines |= !view.passes.empty() && !view.one_sweep_rows();
       for (const std::vector<sharding::Share>& round : plan.rounds())
         for (const sharding::Share& share : round) bucket.has_open_lines |= share.param == entry.param;
+      for (const sharding::MatrixShare& share : plan.matrices())
+        if (share.param == entry.param) bucket.last_wave = std::max(bucket.last_wave, share.wave);
     }
     buckets.push_back(std::move(bucket));
   }
@@ -121,7 +135,23 @@ void Engine::Impl::bind_works() {
   }
 }
 
+void Engine::Impl::make_matrix_exchanges() {
+  if (plan.wave_count() == 0) return;
+  if (!kernels::has_matmul())
+    throw Error(Code::invalid_argument,
+                "parameter " + params[plan.matrices().front().param].name + " has rule " +
+                    std::string(rules[plan.matrices().front().param]->name()) +
+                    ", which multiplies matrices, but this build has no BLAS: " + kernels::matmul_name());
+  std::vector<std::span<float* const>> states;
+  for (std::size_t k = 0; k < plan.matrices().size(); ++k) states.push_back(state.of_matrix(static_cast<int>(k)));
+  staging.resize(std::min(matrix_waves_under_way, plan.wave_count()));
+  for (int wave = 0; wave < plan.wave_count(); ++wave)
+    waves.push_back(std::make_unique<MatrixExchange>(plan, wave, rank, works, rules, states,
+                                                     staging[wave % staging.size()], matrix_scratch));
+}
+
 void Engine::Impl::fill_master_weights() {
+  if (device_side) return fill_device_master_weights();
   const std::vector<sharding::Piece>& pieces = plan.layout(rank).pieces;
   for (std::size_t p = 0; p < pieces.size(); ++p)
     if (float* master = state.master(static_cast<int>(p)))

@@ -4,12 +4,16 @@
 #include <bit>
 
 #include "runtime/engine/gradients.h"
+#include "runtime/engine/matrix_exchange.h"
+#include "runtime/engine/state.h"
 
 namespace regatta {
 
 RankMemory memory_of(const sharding::Plan& plan, int rank, const std::vector<Param>& params,
                      const std::vector<Group>& groups, const EngineOptions& options) {
   RankMemory memory;
+  std::vector<const Rule*> rules;
+  for (const Param& param : params) rules.push_back(groups[param.group].rule.get());
   const sharding::RankLayout& layout = plan.layout(rank);
   const bool zero2 = options.mode == Mode::zero2;
   const int me = options.mode == Mode::sharded ? 0 : plan.mesh().coordinate(rank, "dp");
@@ -33,10 +37,17 @@ RankMemory memory_of(const sharding::Plan& plan, int rank, const std::vector<Par
   if (zero2) memory.gradients += Gradients::staging_slots * largest;
   for (const sharding::Piece& piece : layout.pieces) {
     const std::int64_t numel = piece.part.run.size();
-    for (const StateSpec& spec : groups[params[piece.param].group].rule->state(options.momentum_dtype))
+    for (const StateSpec& spec : element_states(*rules[piece.param], options.momentum_dtype))
       memory.state += numel * size_of(spec.dtype);
     if (plan.params()[piece.param].dtype != DType::f32) memory.master += numel * size_of(DType::f32);
   }
+  for (const sharding::MatrixShare& share : plan.matrices()) {
+    if (share.owner != rank) continue;
+    const MatrixShape block = plan.params()[share.param].blocks[share.block];
+    for (const StateSpec& spec : matrix_states(*rules[share.param], options.momentum_dtype))
+      memory.state += state_shape(spec.extent, block).numel() * size_of(spec.dtype);
+  }
+  memory.matrices = matrix_exchange_bytes(plan, rank, rules);
   return memory;
 }
 

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "runtime/device/thread_pool.h"
+#include "runtime/engine/matrix_exchange.h"
+#include "runtime/engine/state.h"
 #include "runtime/engine/step_report.h"
 #include "runtime/engine/work.h"
 #include "runtime/transport/transport.h"
@@ -19,7 +21,8 @@ class Proof {
  public:
   /// What is referred to outlives the proof.
   Proof(const sharding::Plan& plan, int rank, std::span<const Rule* const> rule_of_param,
-        std::vector<int> group_of_param, DType momentum_dtype, int every, Transport& world, ThreadPool& pool);
+        std::vector<int> group_of_param, DType momentum_dtype, int every, const OptimizerState& state, Transport& world,
+        ThreadPool& pool);
 
   bool due(std::int64_t step) const { return step % every_ == 0; }
   /// Draws, and gathers gradient, state and weights. Before the sweep, with gradients bound to the works.
@@ -28,13 +31,17 @@ class Proof {
   ProofReport finish(std::span<const Work> works, std::span<const StepInfo> infos);
 
  private:
-  /// One array of a parameter (gradient, a state, the weights) as whole blocks.
+  /// One array of a parameter (gradient, a state, the weights) as whole blocks; the states of matrix owners as small as
+  /// they are.
   struct WholeArray {
     std::int64_t element_bytes = 4;
     std::vector<std::vector<std::byte>> blocks;
   };
+  template <class Body>
+  void for_owned(int rank, const Body& body) const;
   std::vector<WholeArray> gather(std::span<const Work> works, bool with_gradient);
   void compute(const StepInfo& info);
+  void solve_alone(const sharding::Plan& alone, std::span<Work> works, const StepInfo& info, std::size_t first_state);
 
   const sharding::Plan& plan_;
   int rank_;
@@ -42,11 +49,17 @@ class Proof {
   std::vector<int> group_of_param_;
   DType momentum_dtype_;
   int every_;
+  const OptimizerState& state_;
   std::unique_ptr<Transport> group_;
   ThreadPool& pool_;
 
+  struct AloneWave {
+    std::unique_ptr<MatrixStaging> staging;
+    std::unique_ptr<MatrixExchange> exchange;
+  };
   ProofReport report_;
-  std::vector<WholeArray> arrays_;  // on the drawn rank: gradient, states, weights
+  std::vector<AloneWave> alone_waves_;  // of the computation under way
+  std::vector<WholeArray> arrays_;      // on the drawn rank: gradient, states, weights, owners' states
 };
 
 }  // namespace regatta

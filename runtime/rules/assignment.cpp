@@ -77,6 +77,20 @@ Assignment Assignment::parse(std::string_view text) {
   return {std::string(text.substr(0, equals)), std::string(text.substr(equals + 1))};
 }
 
+Preset rule_preset(std::string_view preset) {
+  if (preset == "symmetric")
+    return {"muon",
+            {{"*embed*", "row_norm"},
+             {"*lm_head*", "centred_row_norm"},
+             {"*router*", "centred_row_norm"},
+             {"*mlp.gate.weight", "centred_row_norm"},
+             {"*gate_proj*", "row_norm"},
+             {"*up_proj*", "row_norm"},
+             {"*down_proj*", "column_norm"},
+             {"*bias*", "adamw"}}};
+  throw Error(Code::invalid_argument, "there is no preset \"" + std::string(preset) + "\"; expected symmetric");
+}
+
 std::string_view assigned_rule(std::span<const Assignment> assignments, std::string_view name,
                                std::string_view otherwise) {
   std::string_view rule = otherwise;

@@ -21,6 +21,18 @@ struct Assignment {
   static Assignment parse(std::string_view text);
 };
 
+/// Rules by layer, for decoders with the usual names of parameters.
+struct Preset {
+  std::string matrices;  ///< rule of the matrices that no assignment names
+  std::vector<Assignment> assignments;
+};
+
+/// "symmetric": rules that respect the symmetries of each layer, as arXiv 2605.18106 assigns them: attention and other
+/// hidden matrices muon; embeddings row_norm; an untied head and routers centred_row_norm, since a shift that all
+/// outputs share does nothing; gate and up projections row_norm, down projections column_norm. Throws
+/// Error(invalid_argument) with the names there are.
+Preset rule_preset(std::string_view preset);
+
 /// The rule of the last assignment whose glob matches, or `otherwise`.
 std::string_view assigned_rule(std::span<const Assignment> assignments, std::string_view name,
                                std::string_view otherwise);

@@ -4,8 +4,8 @@
 #include <limits>
 
 #include "runtime/error.h"
+#include "runtime/rules/line_sweeps.h"
 #include "runtime/rules/settings.h"
-#include "runtime/rules/sweep_tasks.h"
 
 namespace regatta {
 namespace {
@@ -15,56 +15,39 @@ using kernels::LineSum;
 using kernels::RegTensors;
 using kernels::SweepHealth;
 
-// A task of this size is swept in some tenths of a millisecond; a row of it stays in the second-level cache.
-constexpr std::int64_t task_numel = 1 << 18;
-// Column sums cost some work per task and column.
-constexpr std::int64_t column_task_numel = 1 << 20;
-
-RegTensors part_of(const RegTensors& whole, const MatrixRun& run) {
-  const std::int64_t offset = run.begin - whole.run.begin;
-  RegTensors part = whole;
-  part.run = run;
-  if (part.grad) part.grad = advance(part.grad, part.grad_dtype, offset);
-  part.momentum = advance(part.momentum, part.momentum_dtype, offset);
-  if (part.weight) part.weight += offset;
-  if (part.param) part.param = advance(part.param, part.param_dtype, offset);
-  return part;
-}
-
-// Factors of rows count from the first row a run touches.
-void move_rows(std::span<LineFactors> factors, std::int64_t rows) {
-  for (LineFactors& pass : factors)
-    if (pass.line == Line::row) pass.factor += rows;
-}
-
-struct Passes {
-  LineFactors entry[RegSettings::most_passes];
-  int count = 0;
-  explicit Passes(std::span<const LineFactors> passes) : count(static_cast<int>(passes.size())) {
-    std::copy(passes.begin(), passes.end(), entry);
-  }
+constexpr std::string_view norm_names[] = {"1", "2", "inf"};
+constexpr std::string_view zero_line_names[] = {"keep", "count"};
+constexpr Setting<RegSettings> known[] = {
+    fraction_setting<&RegSettings::momentum>("momentum"),
+    amount_setting<&RegSettings::rho>("rho"),
+    amount_setting<&RegSettings::weight_decay>("weight_decay"),
+    choice_setting<&RegSettings::p, norm_names>("p", "1, 2 or inf"),
+    {"passes", "a whole number from 1 to 16",
+     [](RegSettings& s, std::string_view text) {
+       return parse_number(text, s.passes) && s.passes >= 1 && s.passes <= RegSettings::most_passes;
+     },
+     [](const RegSettings& s) { return std::to_string(s.passes); }},
+    amount_setting<&RegSettings::eps>("eps"),
+    choice_setting<&RegSettings::zero_line, zero_line_names>("zero_line", "keep or count"),
 };
-
-void observe_task(const RegTensors& tensors, const Passes& earlier, std::int64_t row_offset, Line line,
-                  LineSum* squares, LineSum* magnitudes) {
-  Passes moved = earlier;
-  move_rows({moved.entry, static_cast<std::size_t>(moved.count)}, row_offset);
-  kernels::cpu_kernels().reg_observe({tensors, moved.entry, moved.count, line, squares, magnitudes});
-}
-
-void merge_lines(std::span<LineSum> to, std::span<const LineSum> from) {
-  for (std::size_t i = 0; i < to.size(); ++i) kernels::merge(to[i], from[i]);
-}
+static_assert(RegSettings::most_passes == 16, "the text above says 16");
 
 }  // namespace
 
-std::string RegRule::settings_text() const {
-  const char* p = settings_.p == RegSettings::Norm::one ? "1" : settings_.p == RegSettings::Norm::two ? "2" : "inf";
-  return "reg momentum=" + shortest(settings_.momentum) + " rho=" + shortest(settings_.rho) +
-         " weight_decay=" + shortest(settings_.weight_decay) + " p=" + p +
-         " passes=" + std::to_string(settings_.passes) + " eps=" + shortest(settings_.eps) +
-         " zero_line=" + (settings_.zero_line == RegSettings::ZeroLine::keep ? "keep" : "count");
-}
+const RuleEntry reg_entry{
+    [] {
+      return info_of<RegSettings>({"reg",
+                                   "momentum with every row or column at the same norm, at a fixed update RMS",
+                                   "arXiv 2510.03691, read as a digest",
+                                   "medium: one pass with p = 2; low: more passes and the defaults",
+                                   {}},
+                                  known);
+    },
+    [](std::span<const std::pair<std::string, std::string>> given) -> std::shared_ptr<const Rule> {
+      return std::make_shared<RegRule>(read_settings<RegSettings>("reg", known, given));
+    }};
+
+std::string RegRule::settings_text() const { return text_of_settings<RegSettings>("reg", known, settings_); }
 
 Line RegRule::line_of_pass(int pass, MatrixShape block) const {
   const bool primary = (settings_.passes - 1 - pass) % 2 == 0;
@@ -91,20 +74,27 @@ sharding::View RegRule::view(MatrixShape block) const {
 int RegRule::stats_per_line(int, MatrixShape) const { return settings_.p == RegSettings::Norm::one ? 2 : 1; }
 
 RegTensors RegRule::tensors(const RunTensors& run, const StepInfo& info, DType momentum_dtype) const {
-  RegTensors t;
-  t.run = run.run;
-  t.grad = run.grad;
-  t.grad_dtype = run.grad_dtype;
-  t.momentum = run.state[0];
-  t.momentum_dtype = momentum_dtype;
-  t.weight = run.weight;
-  t.param = run.param;
-  t.param_dtype = run.param_dtype;
-  t.grad_scale = info.grad_scale;
-  t.mu = static_cast<float>(settings_.momentum);
-  t.one_minus_mu = static_cast<float>(1 - settings_.momentum);
-  t.decay = static_cast<float>(1 - info.lr * settings_.weight_decay);
-  return t;
+  return line_tensors(run, info, momentum_dtype, settings_.momentum, settings_.weight_decay);
+}
+
+kernels::cuda::Norm RegRule::device_norm() const {
+  switch (settings_.p) {
+    case RegSettings::Norm::one: return kernels::cuda::Norm::one;
+    case RegSettings::Norm::inf: return kernels::cuda::Norm::inf;
+    case RegSettings::Norm::two: break;
+  }
+  return kernels::cuda::Norm::two;
+}
+
+kernels::cuda::RegScalars RegRule::reg_scalars(const StepInfo& info) const {
+  kernels::cuda::RegScalars numbers;
+  numbers.lr_rho = info.lr * settings_.rho;
+  numbers.eps = settings_.eps;
+  numbers.grad_scale = info.grad_scale;
+  numbers.mu = static_cast<float>(settings_.momentum);
+  numbers.one_minus_mu = static_cast<float>(1 - settings_.momentum);
+  numbers.decay = static_cast<float>(1 - info.lr * settings_.weight_decay);
+  return numbers;
 }
 
 void RegRule::update(const RunTensors& run, MatrixShape block, const StepInfo& info, DType momentum_dtype,
@@ -112,7 +102,7 @@ void RegRule::update(const RunTensors& run, MatrixShape block, const StepInfo& i
   if (run.run.empty()) return;
   const RegTensors all = tensors(run, info, momentum_dtype);
   const double scale = step_scale(block, info, 0);
-  const SweepTasks tasks(run.run, task_numel);
+  const SweepTasks tasks(run.run, line_task_numel);
   if (!tasks.splits_rows()) {
     run_with_health(pool, tasks.count(), health, [&](std::int64_t task, SweepHealth& part) {
       kernels::cpu_kernels().reg_update_rows({part_of(all, tasks.task(task)), scale, settings_.eps, &part});
@@ -140,50 +130,8 @@ void RegRule::update(const RunTensors& run, MatrixShape block, const StepInfo& i
 void RegRule::observe(int pass, const RunTensors& run, MatrixShape block, const StepInfo& info, DType momentum_dtype,
                       std::span<const LineFactors> earlier, std::span<LineSum> stats, ThreadPool& pool) const {
   if (run.run.empty()) return;
-  const RegTensors all = tensors(run, info, momentum_dtype);
-  const Passes passes(earlier);
-  const Line line = line_of_pass(pass, block);
-  const int kinds = stats_per_line(pass, block);
-  const auto lines = static_cast<std::int64_t>(stats.size()) / kinds;
-  const auto magnitudes_of = [&](LineSum* squares, std::int64_t count) {
-    return kinds == 2 ? squares + count : nullptr;
-  };
-
-  if (line == Line::row) {
-    const SweepTasks tasks(run.run, task_numel);
-    if (!tasks.splits_rows()) {
-      pool.run(tasks.count(), [&](std::int64_t task, int) {
-        LineSum* squares = stats.data() + tasks.row_offset(task);
-        observe_task(part_of(all, tasks.task(task)), passes, tasks.row_offset(task), line, squares,
-                     magnitudes_of(squares, lines));
-      });
-      return;
-    }
-    const std::span<LineSum> parts = scratch_values<LineSum>(pool, 0, tasks.count() * kinds);
-    pool.run(tasks.count(), [&](std::int64_t task, int) {
-      LineSum* squares = &parts[task * kinds];
-      observe_task(part_of(all, tasks.task(task)), passes, tasks.row_offset(task), line, squares,
-                   magnitudes_of(squares, 1));
-    });
-    for (std::int64_t task = 0; task < tasks.count(); ++task)
-      for (int kind = 0; kind < kinds; ++kind)
-        kernels::merge(stats[kind * lines + tasks.row_offset(task)], parts[task * kinds + kind]);
-    return;
-  }
-
-  // Every thread has sums of its own; the caller's are the result.
-  const SweepTasks tasks(run.run, column_task_numel);
-  const int threads = tasks.count() > 1 ? pool.threads() : 1;
-  const auto sums_of = [&](int thread) {
-    return thread == 0 ? stats.data() : reinterpret_cast<LineSum*>(pool.scratch(thread, stats.size_bytes()).data());
-  };
-  for (int thread = 1; thread < threads; ++thread) scratch_values<LineSum>(pool, thread, std::ssize(stats));
-  pool.run(tasks.count(), [&](std::int64_t task, int thread) {
-    LineSum* squares = sums_of(thread);
-    observe_task(part_of(all, tasks.task(task)), passes, tasks.row_offset(task), line, squares,
-                 magnitudes_of(squares, lines));
-  });
-  for (int thread = 1; thread < threads; ++thread) merge_lines(stats, {sums_of(thread), stats.size()});
+  observe_lines(tensors(run, info, momentum_dtype), earlier, line_of_pass(pass, block), stats_per_line(pass, block),
+                stats, pool);
 }
 
 float RegRule::inverse(int pass, MatrixShape, std::span<const LineSum> stats, SweepHealth& health) const {
@@ -213,14 +161,7 @@ double RegRule::step_scale(MatrixShape block, const StepInfo& info, double block
 void RegRule::apply(const RunTensors& run, MatrixShape, const StepInfo& info, DType momentum_dtype,
                     std::span<const LineFactors> passes, ThreadPool& pool, SweepHealth& health) const {
   if (run.run.empty()) return;
-  const RegTensors all = tensors(run, info, momentum_dtype);
-  const Passes unmoved(passes);
-  const SweepTasks tasks(run.run, task_numel);
-  run_with_health(pool, tasks.count(), health, [&](std::int64_t task, SweepHealth& part) {
-    Passes moved = unmoved;
-    move_rows({moved.entry, static_cast<std::size_t>(moved.count)}, tasks.row_offset(task));
-    kernels::cpu_kernels().reg_apply({part_of(all, tasks.task(task)), moved.entry, moved.count, &part});
-  });
+  apply_lines(tensors(run, info, momentum_dtype), passes, pool, health);
 }
 
 }  // namespace regatta

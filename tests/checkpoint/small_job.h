@@ -94,7 +94,7 @@ class SmallJob {
         const sharding::ParamSpec& param = engine.plan().params()[static_cast<std::size_t>(part.param)];
         checkpoint::GivenPart given;
         given.key = {param.name, part.state, part.block};
-        given.block = param.blocks[static_cast<std::size_t>(part.block)];
+        given.block = part.shape;
         given.part = part.part;
         given.dtype = part.dtype;
         given.data = part.data;
@@ -196,7 +196,7 @@ class SmallJob {
     for (const StatePart& part : engine.state_parts()) {
       const sharding::ParamSpec& param = engine.plan().params()[static_cast<std::size_t>(part.param)];
       Bytes values(static_cast<std::size_t>(part.part.run.size() * size_of(part.dtype)));
-      saved.read({param.name, part.state, part.block}, param.blocks[static_cast<std::size_t>(part.block)], part.part,
+      saved.read({param.name, part.state, part.block}, part.shape, part.part,
                  values.data());
       engine.load_state(part, values.data());
     }
@@ -221,7 +221,7 @@ class SmallJob {
     }
     for (const StatePart& part : engine.state_parts()) {
       const sharding::ParamSpec& param = engine.plan().params()[static_cast<std::size_t>(part.param)];
-      const MatrixShape block = param.blocks[static_cast<std::size_t>(part.block)];
+      const MatrixShape block = part.shape;
       const std::int64_t size = size_of(part.dtype);
       const checkpoint::StateKey key{param.name, part.state, part.block};
       for (const sharding::Stretch& s : sharding::stretches(part.part, block.cols))

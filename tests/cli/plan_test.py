@@ -53,8 +53,7 @@ def check_by_hand():
             for n in ("up", "wide", "gain")] == [("tp:0", "columns", 0, 4), ("tp:1", "rows", 0, 4), ("", "elements", 0, 0)]
     chosen, adamw, muon = report["comparison"]
     assert (chosen["optimizer"], adamw["optimizer"], muon["optimizer"]) == \
-        ("reg + adamw (this plan)", "adamw", "gather-based Muon (model)")
-    assert (chosen["model"], adamw["model"], muon["model"]) == (False, False, True)
+        ("reg + adamw (this plan)", "adamw", "muon for the matrices")
 
     wire = [r["wire_bytes"] for r in report["ranks"]]
     for rank in range(4):  # half of each rank's 16 + 16 + 6 elements travels either way
@@ -66,8 +65,9 @@ def check_by_hand():
     assert adamw["exchange_by_rank"] == [0] * 4
     assert adamw["most"]["wire_bytes"]["vote"] == 3 * (16 + 3 * (32 + 48) + 64)
     # Ranks 0 and 1 own a matrix each: they return three pieces of 8 elements and send one of the other's; the rest send two.
-    assert muon["exchange_by_rank"] == [4 * (3 * 8 + 8), 4 * (3 * 8 + 8), 4 * 2 * 8, 4 * 2 * 8]
-    assert muon["sum"]["wire_bytes"]["exchange"] == 2 * 2 * 3 * 32  # 2 (k-1)/k N elements of 4 bytes, twice
+    # In bf16.
+    assert muon["exchange_by_rank"] == [2 * (3 * 8 + 8), 2 * (3 * 8 + 8), 2 * 2 * 8, 2 * 2 * 8]
+    assert muon["sum"]["wire_bytes"]["exchange"] == 2 * 2 * 3 * 16  # 2 (k-1)/k N elements of 2 bytes, twice
     for other in (adamw, muon):
         for key in ("reduce_scatter", "all_gather"):
             assert other["most"]["wire_bytes"][key] == 76
@@ -75,8 +75,11 @@ def check_by_hand():
     memory = [a["most"]["memory_bytes"] for a in (chosen, adamw, muon)]
     assert [m["parameters"] for m in memory] == [38 * 4] * 3
     assert [m["state"] for m in memory] == [4 * 16 + 8 * 3, 8 * 16 + 8 * 3, 4 * 16 + 8 * 3]
-    assert [m["whole_matrices"] for m in memory] == [0, 0, 32 * 4]
-    assert muon["sum"]["memory_bytes"]["whole_matrices"] == 2 * 32 * 4
+    # An owner: a piece of the other matrix on its way, its own whole, three pieces on their way back, two of its own; and fp32
+    # room for the matrix, its copy, and two of its short side squared.
+    owner = 16 + 64 + 48 + 32 + 4 * (32 + 32 + 2 * 16)
+    assert [m["whole_matrices"] for m in memory] == [0, 0, owner]
+    assert muon["sum"]["memory_bytes"]["whole_matrices"] == 2 * owner + 2 * (2 * 16 + 2 * 16)
     for m in memory:
         assert m["total"] == sum(v for k, v in m.items() if k != "total")
 
@@ -87,13 +90,19 @@ def check_by_hand():
     assert sum(c["bytes"]["sum"] for c in report["collectives"]) == sum(w["total"] for w in wire)
     assert [c["open_lines"] for c in report["collectives"]] == [0, 0, 8, 8, 0, 0]
 
-    half = plan(*shapes, "--momentum-dtype", "bf16")["comparison"][2]
-    assert half["exchange_by_rank"] == [64, 64, 32, 32]
+    own = plan(*shapes, "--rule", "muon")
+    assert [a["optimizer"] for a in own["comparison"]] == ["muon + adamw (this plan)", "adamw", "reg for the matrices"]
+    assert own["comparison"][0]["exchange_by_rank"] == muon["exchange_by_rank"]
+    assert own["comparison"][2]["exchange_by_rank"] == chosen["exchange_by_rank"]
+    assert [c["name"] for c in own["collectives"]][2:4] == ["directions to matrix owners", "their updates back"]
+    assert sum(c["bytes"]["sum"] for c in own["collectives"]) == sum(r["wire_bytes"]["total"] for r in own["ranks"])
+    whole = plan(*shapes, "--rule", "muon", "--set", "precision=fp32")["comparison"][0]
+    assert whole["exchange_by_rank"] == [128, 128, 64, 64]
     whole = plan("--shape", "a=8x4", "--shape", "b=8x4", "--mesh", "dp=2", "--cut", "matrix")["comparison"]
     assert [a["exchange_by_rank"] for a in whole] == [[0, 0]] * 3
     # A replicated matrix is gathered in each replica by itself.
     replicas = plan("--shape", "a=8x4", "--mesh", "dp=2,tp=2")["comparison"][2]
-    assert replicas["exchange_by_rank"] == [64] * 4
+    assert replicas["exchange_by_rank"] == [32] * 4
     assert len(plan("--shape", "a=8x4", "--rule", "adamw")["comparison"]) == 1
     three = plan("--shape", "a=8x4", "--mesh", "dp=2", "--set", "passes=3")
     assert [c["name"] for c in three["collectives"]][2:8:2] == [f"open lines to their owners, round {k}" for k in (1, 3)] + \
@@ -162,6 +171,6 @@ with tempfile.TemporaryDirectory() as temporary:
                   "--mesh", "dp=2", "--place", "w=tp:0")
     check_refused("nowhere/config.json", "--model", "nowhere")
     shown = run("--shape", "w=8x4", "--mesh", "dp=2").stdout
-    for words in ("  rank 1 ", "The same model and mesh", "gather-based Muon (model)", "open lines to their owners"):
+    for words in ("  rank 1 ", "The same model and mesh", "muon for the matrices", "open lines to their owners"):
         assert words in shown, shown
 print("plans are as counted by hand")

@@ -203,7 +203,11 @@ void expect_refused(std::string_view rule, const Settings& settings, const std::
 }
 
 TEST(MakeRule, SaysWhatIsWrong) {
-  expect_refused("adam", {}, "there is no rule \"adam\"; expected one of reg, adamw");
+  std::string names;
+  for (const std::string& name : rule_names()) names += (names.empty() ? "" : ", ") + name;
+  expect_refused("adam", {}, "there is no rule \"adam\"; expected one of " + names);
+  expect_refused("muon", {{"variant", "jax"}},
+                 "setting variant of rule muon is \"jax\"; expected moonlight, keller_jordan or torch");
   expect_refused("adamw", {{"momentum", "0.9"}},
                  "rule adamw has no setting \"momentum\"; expected one of beta1, beta2, eps, weight_decay");
   expect_refused("reg", {{"p", "3"}}, "setting p of rule reg is \"3\"; expected 1, 2 or inf");
@@ -212,6 +216,22 @@ TEST(MakeRule, SaysWhatIsWrong) {
   expect_refused("reg", {{"passes", "2.5"}},
                  "setting passes of rule reg is \"2.5\"; expected a whole number from 1 to 16");
   expect_refused("reg", {{"eps", ""}}, "setting eps of rule reg is \"\"; expected a number of at least 0");
+}
+
+TEST(MakeRule, AVariantSetsWhatIsNotGiven) {
+  const auto value = [](const Settings& given, std::string_view name) {
+    for (const auto& [known, text] : settings_of(*make_rule("muon", given)))
+      if (known == name) return text;
+    return std::string();
+  };
+  EXPECT_EQ(value({}, "weight_decay"), "0.1");
+  EXPECT_EQ(value({{"variant", "keller_jordan"}}, "weight_decay"), "0");
+  EXPECT_EQ(value({{"weight_decay", "0.3"}, {"variant", "torch"}}, "weight_decay"), "0.3");
+  EXPECT_EQ(value({{"variant", "torch"}}, "scale"), "original");
+  const auto rule = make_rule("muon", Settings{{"variant", "torch"}, {"scale", "match_rms"}});
+  EXPECT_EQ(
+      changed_rule(*rule, Settings{{"momentum", "0.8"}})->settings_text(),
+      make_rule("muon", Settings{{"variant", "torch"}, {"scale", "match_rms"}, {"momentum", "0.8"}})->settings_text());
 }
 
 TEST(MakeRule, SettingsTextNamesEverySetting) {

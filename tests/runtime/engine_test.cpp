@@ -1,4 +1,5 @@
 #include "runtime/engine/engine.h"
+#include "kernels/matmul.h"
 
 #include <gtest/gtest.h>
 
@@ -403,6 +404,44 @@ TEST_F(EngineTest, SteadyStateAllocatesNothing) {
         EXPECT_EQ(inside, 0);
       }
     });
+  }
+}
+
+// A step allocates its report, which is the caller's, and nothing else: as much with every rule.
+TEST_F(EngineTest, StepsOfAllRulesAllocateOnlyTheReport) {
+  const auto allocations_of = [&](const char* rule) {
+    std::int64_t total = 0;
+    testing::run_ranks(2, [&](Transport& transport) {
+      EngineOptions options;
+      options.bucket_bytes = 200;
+      options.threads = 2;
+      Engine engine(params(), {{"matrices", make_rule(rule, {}), 1}, {"adamw", make_rule("adamw", {}), 0.5}},
+                    Mesh({{"dp", 2}}), transport, options);
+      fill(engine, 4);
+      for (int step = 0; step < 6; ++step) {
+        for (int p = 3; p >= 0; --p) {
+          const std::vector<float> grad = values(p, engine.param(p).numel);
+          engine.add_grad(p, grad.data(), DType::f32);
+        }
+        transport.barrier("before the step");
+        if (transport.rank() == 0) {
+          allocations = 0;
+          counting = step >= 3;
+        }
+        transport.barrier("counting");
+        const StepReport report = engine.step(0.01);
+        transport.barrier("after the step");
+        if (transport.rank() == 0 && step >= 3) total += allocations;
+        counting = false;
+        transport.barrier("stop counting");
+      }
+    });
+    return total;
+  };
+  const std::int64_t report = allocations_of("adamw");
+  for (const std::string& rule : rule_names()) {
+    if (!kernels::has_matmul() && make_rule(rule, {})->view({4, 4}).kind == sharding::View::Kind::matrix) continue;
+    EXPECT_EQ(allocations_of(rule.c_str()), report) << rule;
   }
 }
 

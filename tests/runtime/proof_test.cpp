@@ -7,6 +7,7 @@
 #include <mutex>
 #include <set>
 
+#include "kernels/matmul.h"
 #include "runtime/engine/engine.h"
 #include "runtime/error.h"
 #include "tests/support/spmd.h"
@@ -35,7 +36,7 @@ struct Outcome {
   std::int64_t proofs = 0, compared = 0, differing = 0;
 };
 
-Outcome train(const std::string& mesh_text, const EngineOptions& options, const char* p, const char* passes,
+Outcome train(const std::string& mesh_text, const EngineOptions& options, const std::vector<Group>& groups,
               TransportFaults* faults = nullptr) {
   const Mesh mesh = Mesh::parse(mesh_text);
   TransportOptions transport_options = testing::test_transport_options();
@@ -45,7 +46,7 @@ Outcome train(const std::string& mesh_text, const EngineOptions& options, const 
   testing::run_ranks(
       mesh.world_size(),
       [&](Transport& transport) {
-        Engine engine(params(mesh.size("tp") > 1), groups(p, passes), mesh, transport, options);
+        Engine engine(params(mesh.size("tp") > 1), groups, mesh, transport, options);
         for (int i = 0; i < 4; ++i) {
           const ParamView view = engine.param(i);
           std::memset(view.data, 0, static_cast<std::size_t>(view.numel * size_of(view.dtype)));
@@ -96,7 +97,7 @@ TEST(Proof, IsSilentInEveryLayout) {
       options.cut = sharding::Cut::element;
       options.bucket_bytes = 1000;
       options.clip = 0.5;
-      const Outcome outcome = train(mesh, options, p, passes);
+      const Outcome outcome = train(mesh, options, groups(p, passes));
       EXPECT_EQ(outcome.differing, 0) << mesh << ", p " << p << ", passes " << passes;
       EXPECT_EQ(outcome.proofs, 12);
       EXPECT_GT(outcome.compared, 12 * 33);
@@ -105,10 +106,44 @@ TEST(Proof, IsSilentInEveryLayout) {
   }
 }
 
+TEST(Proof, IsSilentForRulesThatSeeWholeMatrices) {
+  if (!kernels::has_matmul()) GTEST_SKIP() << "no BLAS in this build";
+  for (const char* mesh : {"dp=3", "dp=2,tp=2"}) {
+    for (const char* rule : {"muon", "adamuon", "trasmuon", "namo", "namo_d", "centred_row_norm"}) {
+      EngineOptions options;
+      options.proof_every = 1;
+      options.proof_stops = true;
+      options.cut = sharding::Cut::element;
+      options.bucket_bytes = 1000;
+      const Outcome outcome =
+          train(mesh, options, {{rule, make_rule(rule, {}), 1}, {"adamw", make_rule("adamw", {}), 0.5}});
+      EXPECT_EQ(outcome.differing, 0) << rule << " on " << mesh;
+      EXPECT_EQ(outcome.params.size(), 4U);
+    }
+  }
+}
+
+/// Flips a bit of the second byte of the first update that an owner sends to rank 1.
+class WrongUpdate : public TransportFaults {
+ public:
+  void arrived(int root_rank, std::string_view label, std::span<std::byte> bytes) override {
+    if (root_rank == 1 && label.starts_with("updates from matrix owners") && bytes.size() > 1) bytes[1] ^= std::byte{1};
+  }
+};
+
+TEST(Proof, SeesOneWrongBitOfAnUpdate) {
+  if (!kernels::has_matmul()) GTEST_SKIP() << "no BLAS in this build";
+  EngineOptions options;
+  options.proof_every = 1;
+  WrongUpdate faults;
+  const std::vector<Group> muon{{"muon", make_rule("muon", {}), 1}, {"adamw", make_rule("adamw", {}), 0.5}};
+  EXPECT_GT(train("dp=2", options, muon, &faults).differing, 0);
+}
+
 TEST(Proof, ComesWhenAskedFor) {
   EngineOptions options;
   options.proof_every = 5;
-  EXPECT_EQ(train("dp=2", options, "2", "1").proofs, 2);
+  EXPECT_EQ(train("dp=2", options, groups("2", "1")).proofs, 2);
 }
 
 /// Flips the last bit of the first norm that comes back to rank 1.
@@ -123,10 +158,10 @@ TEST(Proof, SeesOneWrongBitOfOneNorm) {
   EngineOptions options;
   options.proof_every = 1;
   WrongNorm faults;
-  EXPECT_GT(train("dp=2", options, "2", "1", &faults).differing, 0);
+  EXPECT_GT(train("dp=2", options, groups("2", "1"), &faults).differing, 0);
   options.proof_stops = true;
   try {
-    train("dp=2", options, "2", "1", &faults);
+    train("dp=2", options, groups("2", "1"), &faults);
     ADD_FAILURE() << "the job went on";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), Code::device);

@@ -6,6 +6,7 @@
 #include <random>
 
 #include "cli/replay/run.h"
+#include "kernels/matmul.h"
 #include "tests/support/recorded_case.h"
 #include "tests/support/spmd.h"
 
@@ -147,6 +148,45 @@ TEST_F(ShardedEqualsWhole, Adamw) {
   const ReplayResult whole = run(recorded, "adamw", {}, {});
   sweep_layouts(random, 30,
                 [&](const Layout& layout) { expect_same(whole, run(recorded, "adamw", {}, layout), layout.text()); });
+}
+
+TEST_F(ShardedEqualsWhole, RulesThatSeeWholeMatrices) {
+  if (!kernels::has_matmul()) GTEST_SKIP() << "no BLAS in this build";
+  std::mt19937 random(16);
+  const ReplayCase recorded = awkward_shapes(7);
+  const std::vector<std::pair<const char*, Settings>> rules{
+      {"muon", {}},
+      {"muon", {{"variant", "torch"}, {"precision", "fp32"}}},
+      {"normuon", {}},
+      {"normuon", {{"scale", "code"}}},
+      {"adamuon", {}},
+      {"trasmuon", {}},
+      {"trasmuon", {{"damping", "smooth"}, {"precision", "fp32"}}},
+      {"namo", {}},
+      {"namo_d", {}},
+      {"row_norm", {}},
+      {"column_norm", {}},
+      {"centred_row_norm", {}}};
+  for (const auto& [rule, settings] : rules) {
+    const ReplayResult whole = run(recorded, rule, settings, {});
+    sweep_layouts(random, 16, [&](const Layout& layout) {
+      expect_same(whole, run(recorded, rule, settings, layout), std::string(rule) + " on " + layout.text());
+    });
+  }
+}
+
+TEST_F(ShardedEqualsWhole, MatrixRulesWithSixteenBitParametersAndMomentum) {
+  if (!kernels::has_matmul()) GTEST_SKIP() << "no BLAS in this build";
+  std::mt19937 random(17);
+  momentum_dtype_ = DType::bf16;
+  clip_ = 0.5;
+  const ReplayCase recorded = awkward_shapes(8, DType::bf16, DType::bf16);
+  for (const char* rule : {"muon", "adamuon", "trasmuon", "namo_d", "centred_row_norm"}) {
+    const ReplayResult whole = run(recorded, rule, {}, {});
+    sweep_layouts(random, 8, [&](const Layout& layout) {
+      expect_same(whole, run(recorded, rule, {}, layout), std::string(rule) + " on " + layout.text());
+    });
+  }
 }
 
 TEST_F(ShardedEqualsWhole, EveryDtype) {

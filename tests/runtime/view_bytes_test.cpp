@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "cli/replay/run.h"
+#include "kernels/matmul.h"
 #include "runtime/engine/setup.h"
 #include "runtime/transport/transport.h"
 #include "tests/support/recorded_case.h"
@@ -192,6 +193,45 @@ TEST(ViewBytes, OtherNormsAddOneNumberPerBlock) {  // p = 1: magnitudes and squa
     total += counted[rank].exchange;
   }
   EXPECT_EQ(total, (P - 1) * 24 * (2 * S + A) + (P - 1) * (S + 8));
+}
+
+// The matrix column of the table: every holder but the owner sends its elements, and receives as many, with E bytes an
+// element; rules' sums, factors and numbers ride along.
+TEST(ViewBytes, WholeMatricesGoToTheirOwnersAndBack) {
+  if (!kernels::has_matmul()) GTEST_SKIP() << "no BLAS in this build";
+  constexpr std::int64_t E = 2;
+  const MatrixShape shape{40, 24};
+  const std::int64_t piece = shape.numel() / P;
+  struct Extra {
+    const char* rule;
+    std::int64_t there, back;  // per holder of a quarter of the rows
+  };
+  for (const Extra& extra : std::vector<Extra>{{"muon", 0, 0},
+                                               {"normuon", 0, 10 * 4},
+                                               {"trasmuon", 24 * S, (10 + 24) * 4},
+                                               {"namo", 2 * 32, 8},
+                                               {"namo_d", 24 * 2 * S, 24 * 4}}) {
+    for (const Layout& layout : {Layout{"dp=4", Mode::zero1, sharding::Cut::row, ""},
+                                 Layout{"dp=4", Mode::sharded, sharding::Cut::row, "dp:0"},
+                                 Layout{"dp=4", Mode::zero2, sharding::Cut::row, ""}}) {
+      const Job job(layout, extra.rule, shape);
+      const sharding::Plan plan = job.plan();
+      const std::vector<sharding::WireBytes> counted = job.counted();
+      const int owner = plan.matrices()[0].owner;
+      for (int rank = 0; rank < P; ++rank) {
+        EXPECT_EQ(counted[rank], plan.wire_bytes(rank));
+        EXPECT_EQ(counted[rank].exchange, rank == owner ? (P - 1) * (E * piece + extra.back) : E * piece + extra.there)
+            << extra.rule << " rank " << rank;
+      }
+    }
+    const Job closed({"dp=4", Mode::zero1, sharding::Cut::matrix, ""}, extra.rule, shape);
+    for (const sharding::WireBytes& bytes : closed.counted()) EXPECT_EQ(bytes.exchange, 0) << extra.rule;
+  }
+  // On a mesh, over both axes; fp32 on request.
+  const Job mesh({"dp=4,tp=2", Mode::zero1, sharding::Cut::row, "tp:1"}, "muon", shape, {{"precision", "fp32"}});
+  std::int64_t total = 0;
+  for (const sharding::WireBytes& bytes : mesh.counted()) total += bytes.exchange;
+  EXPECT_EQ(total, 2 * 4 * shape.numel() * (P * T - 1) / (P * T));
 }
 
 TEST(ViewBytes, GradientsParametersAndVote) {  // the columns beside the table

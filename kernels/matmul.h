@@ -1,0 +1,31 @@
+#pragma once
+// Matrix products on one thread, through a BLAS. Row-major. Its bits depend on the BLAS, the machine and the shapes,
+// and not on how many threads the process has: the caller cuts work into pieces of fixed sizes and may run them at the
+// same time. Without a BLAS in the build has_matmul() is false and matmul() must not be called.
+
+#include <cstdint>
+#include <string>
+
+namespace regatta::kernels {
+
+/// c (rows x cols) = alpha op(a) op(b) + beta c, where op(a) is rows x inner and op(b) inner x cols. `*_stride` counts
+/// elements from one stored row to the next. beta 0: c is not read.
+struct MatmulArgs {
+  std::int64_t rows = 0, cols = 0, inner = 0;
+  const float* a = nullptr;
+  std::int64_t a_stride = 0;
+  bool a_transposed = false;
+  const float* b = nullptr;
+  std::int64_t b_stride = 0;
+  bool b_transposed = false;
+  float* c = nullptr;
+  std::int64_t c_stride = 0;
+  float alpha = 1, beta = 0;
+};
+
+void matmul(const MatmulArgs&);
+bool has_matmul();
+/// "OpenBLAS 0.3.21 ...", or why there is none.
+std::string matmul_name();
+
+}  // namespace regatta::kernels
