@@ -33,6 +33,8 @@ void add_replay(CLI::App& app);
 void add_ctl(CLI::App& app);
 void add_plan(CLI::App& app);
 void add_rules(CLI::App& app);
+void add_inspect(CLI::App& app);
+void add_consolidate(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_doctor(CLI::App& app);
 

@@ -122,7 +122,7 @@ void add_ctl(CLI::App& app) {
   set->add_option("NAME=VALUE", flags->changes, "lr, weight_decay, momentum, rho, clip")->required();
   set->add_option("--group", flags->group, "Only this group; its lr is then its own, without the group's scale");
   set->add_flag("--dry-run", flags->dry_run, "Only say what would change");
-  add("checkpoint", "Save a checkpoint (not in this version)",
+  add("checkpoint", "Save a checkpoint after the step in progress",
       [](Flags& f) { print(f, CtlClient(f.connection).checkpoint(), "saved before"); });
   add("pause", "Hold all ranks between two steps",
       [](Flags& f) { print(f, CtlClient(f.connection).pause(), "paused before"); });

@@ -15,8 +15,10 @@
 #include "cli/doctor/machine.h"
 #include "cli/doctor/self_test.h"
 #include "kernels/kernels.h"
+#include "runtime/device/device.h"
 #include "runtime/error.h"
 #include "runtime/transport/factory.h"
+#include "runtime/transport/nccl/nccl_transport.h"
 #include "runtime/version.h"
 
 namespace regatta::cli {
@@ -62,7 +64,9 @@ Diagnosis diagnose(const Flags& flags) {
 
   const auto deadline = std::chrono::milliseconds(static_cast<std::int64_t>(flags.deadline_seconds * 1000));
   for (const std::string& name : transport_names()) {
-    if (ranks_are_threads(name)) {
+    if (name == "nccl") {
+      diagnosis.self_tests.push_back({.transport = name, .detail = "it needs GPUs; bench/gpu tests it on one"});
+    } else if (ranks_are_threads(name)) {
       diagnosis.self_tests.push_back(test_local(flags.ranks, deadline));
     } else if (environment("OMPI_COMM_WORLD_SIZE").empty()) {
       diagnosis.self_tests.push_back(test_mpi(std::filesystem::canonical("/proc/self/exe"), flags.ranks, deadline));
@@ -80,6 +84,18 @@ std::string gib(std::int64_t bytes) { return fmt::format("{:.1f} GiB", static_ca
 std::string library_text(const Library& library, const std::string& absent) {
   if (!library.found) return absent;
   return (library.version.empty() ? "found" : library.version) + " (" + library.path + ")";
+}
+
+/// The device that --device cuda takes, or why there is none.
+std::string device_text() {
+  try {
+    const std::shared_ptr<Device> device = open_device("cuda");
+    const kernels::cuda::DeviceLimits limits = device->limits();
+    return fmt::format("{}, compute capability {}.{}, {} multiprocessors", device->name(),
+                       limits.compute_capability / 10, limits.compute_capability % 10, limits.multiprocessors);
+  } catch (const Error& error) {
+    return error.what();
+  }
 }
 
 void row(const std::string& name, const std::string& text) { std::cout << fmt::format("  {:<16}{}\n", name, text); }
@@ -107,7 +123,10 @@ void print(const Diagnosis& diagnosis) {
   row("OpenMP", library_text(libraries.openmp, "not loaded"));
   row("CUDA driver", library_text(libraries.cuda_driver, "none") +
                          (libraries.cuda_driver.found ? fmt::format(", {} device(s)", libraries.cuda_devices) : ""));
-  row("NCCL", library_text(libraries.nccl, "none") + (libraries.nccl.found ? ", not used by this version" : ""));
+  row("CUDA", device_text());
+  row("NCCL", nccl_is_built_in() ? nccl_library() + ", built in"
+                                 : library_text(libraries.nccl, "none") +
+                                       (libraries.nccl.found ? ", but this build has no transport nccl" : ""));
   row("gRPC", library_text(libraries.grpc, "none"));
 
   std::cout << "Machine\n";

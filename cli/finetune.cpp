@@ -19,8 +19,11 @@ using finetune::Options;
 void run(Options options) {
   const sharding::Mesh mesh = finetune::mesh_of(options);
   finetune::complete(options, mesh);
-  const RankSettings settings{"regatta finetune", options.transport, options.engine_flags.mesh,
-                              options.deadline_seconds};
+  options.engine.device = device_of(options.device);
+  if (options.engine.device) finetune::check_device(options, mesh);
+  const RankSettings settings{"regatta finetune",       options.transport,     options.engine_flags.mesh,
+                              options.deadline_seconds, options.engine.device, reduction_of(options.device),
+                              options.checkpoints.wanted()};
   set_exit_code(run_on_ranks(settings, [&](RankContext& context) { finetune::run_rank(options, mesh, context); }));
 }
 
@@ -122,8 +125,11 @@ void add_rank_flags(CLI::App& command, Options& o) {
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
   command.add_flag("--proof-stops", o.engine_flags.proof_stops, "A live proof that fails ends the job");
-  command.add_option("--transport", o.transport, "local (ranks are threads) or mpi (under mpirun)")
+  command
+      .add_option("--transport", o.transport,
+                  "local (ranks are threads), mpi (under mpirun) or nccl (GPUs, under torchrun or mpirun)")
       ->capture_default_str();
+  add_device_flags(command, o.device);
   command.add_option("--deadline", o.deadline_seconds, "Seconds to wait for a peer")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
@@ -147,6 +153,41 @@ void add_metrics_flags(CLI::App& command, TelemetrySettings& metrics) {
                   "Parameters that are named in metrics: those with the largest update RMS and line norm spread")
       ->capture_default_str()
       ->check(CLI::Range(0, 1000))
+      ->group(group);
+}
+
+void add_checkpoint_flags(CLI::App& command, finetune::CheckpointFlags& c) {
+  const char* group = "Checkpoints";
+  command
+      .add_option("--checkpoint-every", c.every,
+                  "Save after every so many steps, at the end, and on SIGTERM or SIGUSR1, which end the job")
+      ->check(CLI::PositiveNumber)
+      ->group(group);
+  command
+      .add_option("--checkpoint-dir", c.dir,
+                  "Folder of checkpoints, seen by all ranks; OUT/checkpoints by default. Given alone, only the end, a "
+                  "signal or regatta ctl saves")
+      ->group(group);
+  command.add_option("--keep-last", c.keep_last, "Checkpoints that stay; 0 is all")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber)
+      ->group(group);
+  command.add_option("--keep-every", c.keep_every, "Those at multiples of so many steps stay as well")
+      ->check(CLI::PositiveNumber)
+      ->group(group);
+  command
+      .add_option(
+          "--resume", c.resume,
+          "'auto': go on from the newest sound checkpoint of the folder, from the beginning when there is none; or a "
+          "checkpoint's folder. On any mesh, mode, cut or transport")
+      ->group(group);
+  command
+      .add_option(
+          "--allow", c.allow,
+          "With --resume: what may differ from the job that saved: data, batch, schedule, rules, arithmetic, state, "
+          "tensors")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"data", "batch", "schedule", "rules", "arithmetic", "state", "tensors"}))
       ->group(group);
 }
 
@@ -183,12 +224,15 @@ void add_finetune(CLI::App& app) {
       "  mpirun -n 4 regatta finetune --init base --data mine.txt --mesh dp=2,tp=2 --transport mpi --out tuned\n"
       "tp splits the decoder's heads, MLP and vocabulary; dp splits the batch and the optimizer's state.\n"
       "The weights end in OUT/model.safetensors beside OUT/config.json; OUT/log.jsonl has a line per step.\n"
+      "  mpirun -n 4 regatta finetune ... --checkpoint-every 100 --keep-last 3 --resume auto --out tuned\n"
+      "Run again, the last one goes on where it was killed, on as many ranks as there are now, to the same bits.\n"
       "With --accumulation tree the weights have the same bits on 1, 2, 4, ... dp ranks.");
   add_model_flags(*command, *options);
   add_data_flags(*command, *options);
   add_training_flags(*command, *options);
   add_rank_flags(*command, *options);
   add_metrics_flags(*command, options->metrics);
+  add_checkpoint_flags(*command, options->checkpoints);
   add_control_flags(*command, *options);
   command->add_option("--out", options->out, "Folder for the results")->group("Output");
   command->add_flag("--json", options->json, "Also a summary as one JSON document on stdout")->group("Output");

@@ -11,8 +11,11 @@ int run_on_ranks(const RankSettings& settings, const std::function<void(RankCont
                                             " seconds; expected above 0 and up to a million");
   RunOptions options;
   options.program = settings.program;
+  options.drain_signals = settings.drain_signals;
   options.world = "mesh " + mesh.text();
   options.transport.deadline = std::chrono::milliseconds(static_cast<std::int64_t>(settings.deadline_seconds * 1000));
+  options.transport.device = settings.device;
+  options.transport.reduction = settings.reduction;
   return run_on_ranks(settings.transport, mesh.world_size(), options, body);
 }
 

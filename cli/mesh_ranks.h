@@ -2,6 +2,7 @@
 // run_on_ranks for the subcommands that take --mesh, --transport and --deadline.
 
 #include <functional>
+#include <memory>
 #include <string>
 
 #include "cli/ranks.h"
@@ -13,6 +14,9 @@ struct RankSettings {
   std::string transport = "local";
   std::string mesh = "dp=1";
   double deadline_seconds = 600;
+  std::shared_ptr<Device> device;  ///< of transport nccl
+  TransportOptions::Reduction reduction = TransportOptions::Reduction::tree;
+  bool drain_signals = false;  ///< as in RunOptions
 };
 
 /// As run_on_ranks; throws Error(invalid_argument) when the mesh is not one.

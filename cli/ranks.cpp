@@ -1,6 +1,7 @@
 #include "cli/ranks.h"
 
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <condition_variable>
@@ -19,9 +20,23 @@ namespace regatta::cli {
 namespace {
 
 std::atomic<bool> stop_flag{false};
+std::atomic<std::int64_t> drain_asked_at{0};  // seconds of the steady clock; 0: not asked
+
+std::int64_t steady_seconds() {
+  timespec now = {};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec + 1;
+}
 
 extern "C" void raise_stop_flag(int signal_number) {
   if (stop_flag.exchange(true)) _exit(128 + signal_number);
+}
+
+extern "C" void raise_drain_flag(int signal_number) {
+  std::int64_t not_asked = 0;
+  if (drain_asked_at.compare_exchange_strong(not_asked, steady_seconds())) return;
+  // Launchers and process groups may deliver one request twice.
+  if (signal_number == SIGTERM && steady_seconds() > not_asked + 1) raise_stop_flag(signal_number);
 }
 
 /// What RankContext::agree throws, on all ranks.
@@ -30,27 +45,33 @@ class AgreedError : public Error {
   using Error::Error;
 };
 
-/// Catches the two signals for as long as it lives.
+/// Catches the signals for as long as it lives.
 class StopSignals {
  public:
-  StopSignals() {
+  explicit StopSignals(bool drain) : drain_(drain) {
     stop_flag = false;
+    drain_asked_at = 0;
     struct sigaction action = {};
     action.sa_handler = raise_stop_flag;
     sigemptyset(&action.sa_mask);
     action.sa_flags = SA_RESTART;
     sigaction(SIGINT, &action, &old_interrupt_);
+    if (drain) action.sa_handler = raise_drain_flag;
     sigaction(SIGTERM, &action, &old_terminate_);
+    if (drain) sigaction(SIGUSR1, &action, &old_user_);
   }
   ~StopSignals() {
     sigaction(SIGINT, &old_interrupt_, nullptr);
     sigaction(SIGTERM, &old_terminate_, nullptr);
+    if (drain_) sigaction(SIGUSR1, &old_user_, nullptr);
   }
   StopSignals(const StopSignals&) = delete;
   StopSignals& operator=(const StopSignals&) = delete;
 
  private:
+  bool drain_;
   struct sigaction old_interrupt_ = {};
+  struct sigaction old_user_ = {};
   struct sigaction old_terminate_ = {};
 };
 
@@ -106,7 +127,7 @@ int launched_processes() {
 }
 
 bool is_first_process() {
-  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK"}) {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "RANK"}) {  // the last is torchrun's
     const char* value = std::getenv(name);
     if (value != nullptr) return std::atoi(value) == 0;
   }
@@ -219,9 +240,10 @@ int run_process(std::string_view name, int world_size, const RunOptions& options
   RankOutcome own = run_rank(*transport, [&](RankContext& context) {
     if (world_size > 0 && world_size != ranks) {
       std::string sentence = options.world + " has " + std::to_string(world_size) + " ranks but ";
-      sentence += launched_processes() > 0
-                      ? "mpirun started " + std::to_string(ranks)
-                      : "this is a single process; start it with mpirun -n " + std::to_string(world_size);
+      sentence += launched_processes() > 0 ? "mpirun started " + std::to_string(ranks)
+                  : ranks > 1              ? "the launcher started " + std::to_string(ranks)
+                              : "this is a single process; start it with mpirun -n " + std::to_string(world_size) +
+                                    (name == "nccl" ? " or torchrun" : "");
       throw Error(Code::invalid_argument, sentence);
     }
     body(context);
@@ -269,9 +291,11 @@ bool RankContext::stop_requested() const {
   return stop != nullptr && stop->load(std::memory_order_relaxed);
 }
 
+bool RankContext::drain_requested() const { return drain_asked_at.load(std::memory_order_relaxed) != 0; }
+
 int run_on_ranks(std::string_view transport_name, int world_size, const RunOptions& options,
                  const std::function<void(RankContext&)>& body) {
-  const StopSignals signals;
+  const StopSignals signals(options.drain_signals);
   TransportOptions transport_options = options.transport;
   if (transport_options.stop == nullptr) transport_options.stop = &stop_flag;
   int exit_code = 1;

@@ -4,7 +4,8 @@
 // With transport "local" the ranks are threads of this process; with "mpi" this process is one rank of what mpirun
 // started. When a rank fails, the others are told and end too. A rank that ends well waits for the others before it
 // returns. The first SIGINT or SIGTERM raises the stop flag, which ends every wait for a peer; the second ends the
-// process.
+// process. A program that can end in good order asks for drain signals: then SIGUSR1 and the first SIGTERM only raise
+// the drain flag, and a SIGTERM more than a second later stops.
 
 #include <atomic>
 #include <chrono>
@@ -30,6 +31,8 @@ class RankContext {
   void agree(const std::function<void()>& setup);
   /// True once the job was told to stop. Local: ranks may see it at different times.
   bool stop_requested() const;
+  /// True once this process was asked to end in good order. Others may not have been asked.
+  bool drain_requested() const;
 };
 
 struct RunOptions {
@@ -38,6 +41,7 @@ struct RunOptions {
   TransportOptions transport;       ///< `stop` is set by run_on_ranks unless given
   /// After a rank has failed: how long the others may take to end before the job is killed.
   std::chrono::milliseconds grace{10'000};
+  bool drain_signals = false;
 };
 
 /// Returns the exit code: 0; 2 when bad input (Error(invalid_argument), std::invalid_argument) ended the run; 1 for

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/device_flags.h"
 #include "cli/engine_flags.h"
 #include "cli/mesh_ranks.h"
 #include "cli/replay/case.h"
@@ -26,7 +27,8 @@ struct Flags {
   std::string in, out;
   RuleFlags rules;
   EngineFlags engine;
-  std::string transport = "local", device = "cpu";
+  DeviceFlags device;
+  std::string transport = "local";
   int steps = -1;
   double lr = 1e-3, deadline_seconds = 600;
   bool json = false;
@@ -82,6 +84,7 @@ void print_result(const Flags& flags, const ReplayOptions& options, const Replay
                                 {"mode", flags.engine.mode},
                                 {"cut", flags.engine.cut},
                                 {"transport", flags.transport},
+                                {"device", options.engine.device ? options.engine.device->name() : "cpu"},
                                 {"world_size", options.mesh.world_size()},
                                 {"tensors", result.tensors.size()},
                                 {"grad_norm", result.last.grad_norm},
@@ -109,15 +112,16 @@ void print_result(const Flags& flags, const ReplayOptions& options, const Replay
 }
 
 void run(const Flags& flags) {
-  if (flags.device != "cpu")
-    throw Error(Code::invalid_argument, "--device is '" + flags.device + "'; this build has cpu only");
-  const RankSettings settings{"regatta replay", flags.transport, flags.engine.mesh, flags.deadline_seconds};
+  const std::shared_ptr<Device> device = device_of(flags.device);
+  const RankSettings settings{"regatta replay",       flags.transport, flags.engine.mesh,
+                              flags.deadline_seconds, device,          reduction_of(flags.device)};
   set_exit_code(run_on_ranks(settings, [&](RankContext& context) {
     ReplayCase recorded;
     ReplayOptions options;
     context.agree([&] {
       recorded = ReplayCase::read(flags.in);
       options = options_for(flags, recorded);
+      options.engine.device = device;
       check_replay(recorded, options);
       check_writable(flags.out);
     });
@@ -149,9 +153,11 @@ void add_replay(CLI::App& app) {
   add_rule_flags(*command, flags->rules);
   add_engine_flags(*command, flags->engine);
   command->add_option("--lr", flags->lr, "Learning rate; --set lr=X does the same")->capture_default_str();
-  command->add_option("--transport", flags->transport, "local (ranks are threads) or mpi (under mpirun)")
+  command
+      ->add_option("--transport", flags->transport,
+                   "local (ranks are threads), mpi (under mpirun) or nccl (GPUs, under torchrun or mpirun)")
       ->capture_default_str();
-  command->add_option("--device", flags->device, "cpu")->capture_default_str();
+  add_device_flags(*command, flags->device);
   command->add_option("--steps", flags->steps, "Steps to apply; all recorded ones by default")
       ->check(CLI::NonNegativeNumber);
   command->add_option("--deadline", flags->deadline_seconds, "Seconds to wait for a peer")->capture_default_str();

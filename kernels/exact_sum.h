@@ -22,6 +22,12 @@
 
 #include <cstdint>
 
+#if defined(__CUDACC__)
+#define REGATTA_HOST_DEVICE __host__ __device__
+#else
+#define REGATTA_HOST_DEVICE
+#endif
+
 namespace regatta::kernels {
 
 /// The bin of "no value yet"; below every bin a finite positive double product of floats can have.
@@ -30,26 +36,26 @@ inline constexpr std::int32_t empty_bin = -1000;
 inline constexpr std::int32_t non_finite_bin = 1000;
 
 /// 2^e exactly. Requires -1022 <= e <= 1023.
-[[gnu::always_inline]] constexpr double exp2i(int e) {
+[[gnu::always_inline]] REGATTA_HOST_DEVICE constexpr double exp2i(int e) {
   return __builtin_bit_cast(double, static_cast<std::uint64_t>(e + 1023) << 52);
 }
 
 template <int W>
-[[gnu::always_inline]] constexpr double bin_unit(std::int32_t bin) {
+[[gnu::always_inline]] REGATTA_HOST_DEVICE constexpr double bin_unit(std::int32_t bin) {
   return exp2i(W * bin);
 }
 
 /// Adding and subtracting it rounds to a multiple of q(bin); the bits of (x + magic) minus the bits of magic are x /
 /// q(bin) as an integer. Requires |x| < 2^51 q(bin).
 template <int W>
-[[gnu::always_inline]] constexpr double bin_magic(std::int32_t bin) {
+[[gnu::always_inline]] REGATTA_HOST_DEVICE constexpr double bin_magic(std::int32_t bin) {
   return 1.5 * exp2i(52) * bin_unit<W>(bin);
 }
 
 /// Smallest T with x < 2^(W(T+1)-1); empty_bin for x == 0, non_finite_bin for Inf and NaN. Requires x >= 0, and below
 /// 2^300 if finite.
 template <int W>
-[[gnu::always_inline]] constexpr std::int32_t bin_of(double x) {
+[[gnu::always_inline]] REGATTA_HOST_DEVICE constexpr std::int32_t bin_of(double x) {
   if (x == 0) return empty_bin;
   // x < 2^e, with e the exponent of x plus one; squares of floats are normal doubles.
   const int e = static_cast<int>((__builtin_bit_cast(std::uint64_t, x) >> 52) & 0x7ff) - 1022;
@@ -83,14 +89,14 @@ struct WholeSum {
 };
 
 /// Moves the sum's anchor up to `bin` (no-op when it is there already): lower bins are dropped.
-[[gnu::always_inline]] inline void raise(LineSum& sum, std::int32_t bin) {
+[[gnu::always_inline]] REGATTA_HOST_DEVICE inline void raise(LineSum& sum, std::int32_t bin) {
   if (bin <= sum.bin) return;
   const std::int64_t hi = sum.hi;
   sum.hi = 0;
   sum.lo = bin == sum.bin + 1 ? hi : 0;
   sum.bin = bin;
 }
-[[gnu::always_inline]] inline void raise(WholeSum& sum, std::int32_t bin) {
+[[gnu::always_inline]] REGATTA_HOST_DEVICE inline void raise(WholeSum& sum, std::int32_t bin) {
   if (bin <= sum.bin) return;
   const std::int64_t up = static_cast<std::int64_t>(bin) - sum.bin;
   const std::int64_t hi = sum.hi, mid = sum.mid;
@@ -101,7 +107,7 @@ struct WholeSum {
 }
 
 /// Adds one value, the slow and obvious way; the sweeps do the same many at a time. Does not touch `largest`.
-[[gnu::always_inline]] inline void add(LineSum& sum, double x) {
+[[gnu::always_inline]] REGATTA_HOST_DEVICE inline void add(LineSum& sum, double x) {
   if (x == 0) return;
   raise(sum, bin_of<LineSum::bits>(x));
   if (sum.bin == non_finite_bin) return;
@@ -110,7 +116,7 @@ struct WholeSum {
   sum.hi += __builtin_bit_cast(std::int64_t, hi) - __builtin_bit_cast(std::int64_t, magic_hi);
   sum.lo += __builtin_bit_cast(std::int64_t, lo) - __builtin_bit_cast(std::int64_t, magic_lo);
 }
-[[gnu::always_inline]] inline void add(WholeSum& sum, double x) {
+[[gnu::always_inline]] REGATTA_HOST_DEVICE inline void add(WholeSum& sum, double x) {
   if (x == 0) return;
   raise(sum, bin_of<WholeSum::bits>(x));
   if (sum.bin == non_finite_bin) return;
@@ -124,14 +130,14 @@ struct WholeSum {
 }
 
 /// Adds another partial sum of the same line.
-[[gnu::always_inline]] inline void merge(LineSum& sum, LineSum other) {
+[[gnu::always_inline]] REGATTA_HOST_DEVICE inline void merge(LineSum& sum, LineSum other) {
   raise(sum, other.bin);
   raise(other, sum.bin);
   sum.hi += other.hi;
   sum.lo += other.lo;
   if (other.largest > sum.largest) sum.largest = other.largest;
 }
-[[gnu::always_inline]] inline void merge(WholeSum& sum, WholeSum other) {
+[[gnu::always_inline]] REGATTA_HOST_DEVICE inline void merge(WholeSum& sum, WholeSum other) {
   raise(sum, other.bin);
   raise(other, sum.bin);
   sum.hi += other.hi;

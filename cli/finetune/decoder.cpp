@@ -224,6 +224,8 @@ at::Tensor Decoder::forward(const at::Tensor& tokens) {
   if (tokens.size(1) != positions_length_) {
     positions_length_ = tokens.size(1);
     positions_ = make_positions(config_, positions_length_, share_.heads / share_.kv_heads, type_);
+    for (at::Tensor* part : {&positions_.cosine, &positions_.sine, &positions_.mask})
+      *part = part->to(embedding_.device());
   }
   at::Tensor x = embed(tokens);
   for (const auto& layer : layers_) x = layer->forward(x, positions_, *group_);
@@ -231,7 +233,8 @@ at::Tensor Decoder::forward(const at::Tensor& tokens) {
   return head_ ? head_->forward(x) : at::linear(x, embedding_);
 }
 
-at::Tensor Decoder::loss(const at::Tensor& tokens) {
+at::Tensor Decoder::loss(const at::Tensor& tokens_on_host) {
+  const at::Tensor tokens = tokens_on_host.to(embedding_.device());
   const std::int64_t length = tokens.size(1) - 1;
   const at::Tensor logits = forward(tokens.narrow(1, 0, length)).reshape({-1, vocab_.size()}).to(at::kFloat);
   const at::Tensor targets = tokens.narrow(1, 1, length).reshape(-1);

@@ -56,7 +56,7 @@ torch::Tensor Corpus::rows(std::int64_t count, const std::function<std::int64_t(
   return result;
 }
 
-Job::Job(const Options& given, const sharding::Mesh& mesh, int rank)
+Job::Job(const Options& given, const sharding::Mesh& mesh, int rank, checkpoint::Checkpoint* resumed)
     : options(with_threads(given)),
       model(make_model(options, mesh, rank)),
       train(options.data, "--data", model->config().vocab, options.seq, options.seed),
@@ -91,6 +91,13 @@ Job::Job(const Options& given, const sharding::Mesh& mesh, int rank)
     std::int64_t bytes = 0;
     for (const ParamShard& shard : model->shards()) bytes += shard.numel() * size_of(options.dtype) / mesh.size("tp");
     options.engine.bucket_bytes = std::clamp<std::int64_t>(bytes / 10, 64 << 10, options.engine.bucket_bytes);
+  }
+
+  if (resumed != nullptr) {
+    const std::vector<std::string>& allow = options.checkpoints.allow;
+    const bool partial = std::find(allow.begin(), allow.end(), "tensors") != allow.end();
+    const std::string misfits = load_weights(*model, resumed->weights(), resumed->path(), partial);
+    if (!misfits.empty()) warnings.push_back("went on with other tensors: " + misfits);
   }
 
   constexpr std::int64_t largest_byte_vocabulary = 1024;  // some room for special tokens

@@ -16,6 +16,7 @@
 #include "cli/finetune/decoder.h"
 #include "cli/finetune/options.h"
 #include "cli/finetune/token_data.h"
+#include "runtime/checkpoint/checkpoint.h"
 #include "runtime/torch/adapter.h"
 #include "sharding/mesh.h"
 
@@ -36,7 +37,8 @@ struct Corpus {
 struct Job {
   /// Reads everything the options name, of the model what `rank` holds. Throws Error(invalid_argument). Sets the
   /// calling thread's LibTorch threads.
-  Job(const Options& options, const sharding::Mesh& mesh, int rank);
+  /// `resumed`: its weights take the place of the first ones.
+  Job(const Options& options, const sharding::Mesh& mesh, int rank, checkpoint::Checkpoint* resumed = nullptr);
 
   Options options;
   std::unique_ptr<Decoder> model;

@@ -89,6 +89,8 @@ void complete(Options& options, const sharding::Mesh& mesh) {
   std::stable_sort(options.schedule.changes.begin(), options.schedule.changes.end(),
                    [](const Schedule::Change& a, const Schedule::Change& b) { return a.step < b.step; });
   if (!options.control.address.empty()) control::check(options.control);
+  if (options.checkpoints.keep_every > 0 && options.checkpoints.keep_last == 0)
+    refuse("--keep-every says what stays beside the newest ones; it needs --keep-last");
   if (options.schedule.warmup < 0 || options.schedule.warmup > options.steps) {
     refuse("--warmup " + std::to_string(options.schedule.warmup) + " is not between 0 and the " +
            std::to_string(options.steps) + " steps");

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/device_flags.h"
 #include "cli/engine_flags.h"
 #include "cli/finetune/decoder_config.h"
 #include "cli/rule_flags.h"
@@ -16,6 +17,17 @@
 #include "sharding/mesh.h"
 
 namespace regatta::finetune {
+
+struct CheckpointFlags {
+  std::string dir;         ///< empty: OUT/checkpoints
+  std::int64_t every = 0;  ///< steps; 0: only when asked to
+  int keep_last = 0;       ///< 0: all
+  std::int64_t keep_every = 0;
+  std::string resume;              ///< "auto", or a folder; empty: from the beginning
+  std::vector<std::string> allow;  ///< what may differ between the job that saved and this one
+
+  bool wanted() const { return every > 0 || !dir.empty() || !resume.empty(); }
+};
 
 struct Options {
   std::string init = "random";  ///< or a folder
@@ -36,17 +48,20 @@ struct Options {
   Schedule schedule;
   std::vector<std::string> lr_at;  ///< STEP=VALUE, steps from 1
   cli::EngineFlags engine_flags;
+  cli::DeviceFlags device;
   bool bucket_bytes_given = false;  ///< otherwise they follow the size of the model
   EngineOptions engine;             ///< from engine_flags and others, by complete()
   double deadline_seconds = 600;
   TelemetrySettings metrics;
   control::ServerSettings control;  ///< no address: no service
   std::string control_audit;        ///< empty: OUT/audit.jsonl
+  CheckpointFlags checkpoints;
   std::string out;
   std::string config;
   bool json = false;
 
   bool random_init() const { return init == "random"; }
+  std::string checkpoint_dir() const { return checkpoints.dir.empty() ? out + "/checkpoints" : checkpoints.dir; }
 };
 
 /// The mesh asked for; throws Error(invalid_argument) when it cannot be, also for axes other than dp and tp.

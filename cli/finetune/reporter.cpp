@@ -57,13 +57,26 @@ ordered_json bytes_json(const Bytes& bytes) {
           {"total", bytes.total()}};
 }
 
+/// Whole lines of a log up to a step; a killed job may have left the last one cut short.
+std::string lines_up_to(const std::string& path, std::int64_t step) {
+  std::ifstream file(path);
+  std::string kept;
+  for (std::string line; std::getline(file, line);) {
+    const auto record = nlohmann::json::parse(line, nullptr, false);
+    if (!record.is_object() || record.value("step", step + 1) > step) continue;
+    kept += line + "\n";
+  }
+  return kept;
+}
+
 ordered_json optional_json(const std::optional<double>& value) {
   return value ? ordered_json(*value) : ordered_json(nullptr);
 }
 
 }  // namespace
 
-Reporter::Reporter(const Options& options) : options_(options), terminal_(::isatty(STDERR_FILENO) == 1) {
+Reporter::Reporter(const Options& options, std::int64_t kept_steps)
+    : options_(options), terminal_(::isatty(STDERR_FILENO) == 1) {
   std::error_code failed;
   if (!options.random_init() && fs::equivalent(options.init, options.out, failed)) {
     throw Error(Code::invalid_argument,
@@ -72,7 +85,9 @@ Reporter::Reporter(const Options& options) : options_(options), terminal_(::isat
   fs::create_directories(options.out, failed);
   if (failed) throw Error(Code::invalid_argument, "--out " + options.out + " cannot be made: " + failed.message());
   const std::string path = path_in(options.out, "log.jsonl");
+  const std::string kept = kept_steps > 0 ? lines_up_to(path, kept_steps) : "";
   log_.open(path, std::ios::trunc);
+  log_ << kept << std::flush;
   if (!log_)
     throw Error(Code::invalid_argument, "--out " + options.out + " cannot be written to: " + path + " does not open");
 }

@@ -14,8 +14,9 @@ namespace regatta::finetune {
 
 class Reporter {
  public:
-  /// Makes OUT and its log.jsonl; throws Error(invalid_argument) when that cannot be.
-  explicit Reporter(const Options& options);
+  /// Makes OUT and its log.jsonl, in which the lines of the first `kept_steps` steps stay; throws
+  /// Error(invalid_argument) when that cannot be.
+  explicit Reporter(const Options& options, std::int64_t kept_steps = 0);
   ~Reporter();
 
   void started(const Summary& summary);

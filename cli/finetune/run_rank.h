@@ -9,6 +9,9 @@
 namespace regatta::finetune {
 
 /// Collective over the ranks of the mesh. Requires completed options.
+/// Throws Error(invalid_argument) when the model cannot be on options.engine.device.
+void check_device(const Options& options, const sharding::Mesh& mesh);
+
 void run_rank(const Options& options, const sharding::Mesh& mesh, cli::RankContext& context);
 
 }  // namespace regatta::finetune

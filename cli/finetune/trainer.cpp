@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "cli/finetune/resume.h"
 #include "cli/finetune/weights.h"
 #include "runtime/error.h"
 #include "runtime/stopwatch.h"
@@ -21,19 +22,31 @@ constexpr int most_skipped_in_a_row = 10;
 }  // namespace
 
 Trainer::Trainer(Job& job, const sharding::Mesh& mesh, Transport& transport, control::Mailbox* mailbox,
-                 control::AuditLog* audit)
+                 control::AuditLog* audit, std::function<bool()> drain_wanted)
     : job_(job),
       options_(job.options),
       transport_(transport),
       mesh_(mesh),
       engine_(job.params, job.groups, mesh, transport, job.options.engine),
       attachment_(job.module_params, engine_),
-      steering_(engine_, transport, mailbox, audit) {
+      saver_(job.options.checkpoints.wanted() ? std::make_unique<Saver>(job, mesh, engine_, transport) : nullptr),
+      drain_wanted_(std::move(drain_wanted)),
+      steering_(engine_, transport, mailbox, audit,
+                {saver_ ? [this] { return saver_->save(made_); } : std::function<std::string()>(), drain_wanted_}) {
   job.model->join(TensorGroup::make(transport, mesh));
   if (options_.metrics.wanted()) {
     const TelemetryIdentity identity{mesh, options_.rules.rule, options_.transport, engine_.state_bytes()};
     telemetry_ = std::make_unique<Telemetry>(options_.metrics, identity, transport);
   }
+}
+
+void Trainer::go_on_from(checkpoint::Checkpoint& checkpoint) {
+  const Resumed resumed = resume(checkpoint, job_, mesh_, engine_);
+  made_ = resumed.step;
+  resumed_ = resumed.told;
+  if (made_ > options_.steps)
+    throw Error(Code::invalid_argument, checkpoint.path() + " is of step " + std::to_string(made_) + ", beyond the " +
+                                            std::to_string(options_.steps) + " steps of this job");
 }
 
 std::vector<std::vector<double>> Trainer::gather(const std::vector<double>& mine, std::string_view label) {
@@ -46,7 +59,7 @@ std::vector<std::vector<double>> Trainer::gather(const std::vector<double>& mine
   return all;
 }
 
-StepRecord Trainer::train_step(std::int64_t step) {
+StepRecord Trainer::train_step(std::int64_t step, bool& drain) {
   StepRecord record;
   record.step = step + 1;
   const std::int64_t per_rank = options_.engine.micro_batches;
@@ -67,12 +80,16 @@ StepRecord Trainer::train_step(std::int64_t step) {
     record.phases.backward += watch.lap();
   }
   steering_.before_vote();
+  attachment_.use_current_stream();
   record.report = engine_.step(options_.schedule.lr(step));
   record.phases.step += watch.lap();
 
+  // One that was asked to end asks all.
+  losses.push_back(drain_wanted_ && drain_wanted_() ? 1 : 0);
   // In the order of the global batch, so that the logged loss does not depend on who computed what either.
   std::vector<double> by_index(static_cast<std::size_t>(all));
   for (const std::vector<double>& theirs : gather(losses, "losses of a step")) {
+    drain = drain || theirs.back() == 1;
     for (std::size_t i = 0; i + 1 < theirs.size(); i += 2)
       by_index.at(static_cast<std::size_t>(theirs[i])) = theirs[i + 1];
   }
@@ -127,6 +144,22 @@ void Trainer::check_progress(const StepRecord& record) {
   }
 }
 
+void Trainer::save_now_and_then(std::int64_t step, const Observer& observer) {
+  if (!saver_) return;
+  const auto failed = [&](const std::string& sentence) {
+    if (observer.warned) observer.warned(sentence);
+  };
+  const std::int64_t every = options_.checkpoints.every;
+  if (every > 0 && step % every == 0) {
+    if (const std::string problem = saver_->save(step); !problem.empty()) failed(problem);
+  }
+  saver_->tell(
+      [&] {
+        if (telemetry_) telemetry_->saved();
+      },
+      failed);
+}
+
 Summary Trainer::run(const Observer& observer) {
   Summary summary;
   summary.world_size = transport_.world_size();
@@ -136,28 +169,34 @@ Summary Trainer::run(const Observer& observer) {
     for (const std::string& warning : job_.warnings) observer.warned(warning);
   }
   if (observer.started) observer.started(summary);
+  if (observer.told && !resumed_.empty()) observer.told(resumed_);
 
   const auto evaluate_into = [&](std::optional<double>& loss) {
     summary.evals.push_back(evaluate());
     loss = summary.evals.back().loss;
     if (observer.evaluated) observer.evaluated(summary.evals.back());
   };
-  if (job_.eval) evaluate_into(summary.eval_before);
+  if (job_.eval && made_ == 0) evaluate_into(summary.eval_before);
   const sharding::WireBytes planned = engine_.plan().wire_bytes(transport_.rank());
   steering_.start(options_.steps);
-  for (std::int64_t step = 0; step < options_.steps; ++step) {
-    const StepRecord record = train_step(step);
+  const std::int64_t start = made_;
+  for (std::int64_t step = start; step < options_.steps; ++step) {
+    bool drain = false;
+    const StepRecord record = train_step(step, drain);
+    made_ = record.step;
     summary.totals.add(record, planned);
-    if (step == 0) summary.train_loss_first = record.loss;
+    if (step == start) summary.train_loss_first = record.loss;
     summary.train_loss_last = record.loss;
     summary.steps = record.step;
     summary.skipped_steps = record.report.skipped_steps;
     if (observer.stepped) observer.stepped(record);
     check_progress(record);
     const double seconds = record.phases.all();
-    if (steering_.after_step({record.step, record.loss, seconds,
-                              static_cast<double>(summary.tokens_per_step) / std::max(seconds, 1e-9), record.report}) ==
-        control::Steering::Next::drain) {
+    save_now_and_then(record.step, observer);
+    const auto next =
+        steering_.after_step({record.step, record.loss, seconds,
+                              static_cast<double>(summary.tokens_per_step) / std::max(seconds, 1e-9), record.report});
+    if (drain || next == control::Steering::Next::drain) {
       if (observer.warned)
         observer.warned("drained after step " + std::to_string(record.step) + " of " + std::to_string(options_.steps));
       break;
@@ -168,6 +207,7 @@ Summary Trainer::run(const Observer& observer) {
     }
   }
   steering_.finish();
+  if (saver_) saver_->save_last(made_);
   if (mesh_.coordinate(transport_.rank(), "dp") == 0) summary.files = save_weights(*job_.model, options_.out);
   if (transport_.rank() == 0 && !options_.random_init()) copy_tokenizer(options_.init, options_.out);
   if (telemetry_) telemetry_->saved();

@@ -2,8 +2,10 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <set>
 #include <span>
 
@@ -39,7 +41,8 @@ bool is_redundant(const std::string& name, const DecoderConfig& config) {
   return name.ends_with("rotary_emb.inv_freq") || (config.tied_head && name == "lm_head.weight");
 }
 
-void check_fit(const Decoder& decoder, const safetensors::Model& model, const std::string& folder) {
+/// Empty when all fits.
+std::string misfits_of(const Decoder& decoder, const safetensors::Model& model) {
   std::vector<std::string> missing, misshapen, extra;
   std::set<std::string> expected;
   for (const ParamShard& param : decoder.shards()) {
@@ -65,8 +68,7 @@ void check_fit(const Decoder& decoder, const safetensors::Model& model, const st
   add(missing, "missing");
   add(misshapen, "of another shape or type");
   add(extra, "that the model does not have");
-  if (!misfits.empty())
-    throw Error(Code::invalid_argument, folder + ": the weights do not fit config.json: " + misfits);
+  return misfits;
 }
 
 /// The part of a whole tensor that a rank holds; a view.
@@ -93,11 +95,22 @@ at::Tensor gather(TensorGroup& group, const at::Tensor& mine, const std::string&
 
 void load_weights(Decoder& decoder, const std::string& folder) {
   const safetensors::Model model(folder);
-  check_fit(decoder, model, folder);
+  if (const std::string misfits = misfits_of(decoder, model); !misfits.empty())
+    throw Error(Code::invalid_argument, folder + ": the weights do not fit config.json: " + misfits);
+  load_weights(decoder, model, folder, false);
+}
+
+std::string load_weights(Decoder& decoder, const safetensors::Model& model, const std::string& where, bool partial) {
+  std::string misfits = misfits_of(decoder, model);
+  if (!misfits.empty() && !partial)
+    throw Error(Code::invalid_argument, where + ": the weights do not fit this job's model: " + misfits +
+                                            " (--allow tensors goes on with those that fit)");
   for (const auto& item : decoder.named_parameters()) {
-    const auto entry = *model.find(item.key());
-    at::Tensor values = item.value().detach();
     const ParamShard& shard = *find_shard(decoder.shards(), item.key());
+    const auto found = model.find(item.key());
+    if (!found || found->tensor->shape != shard.shape || !found->tensor->element_type()) continue;
+    const auto entry = *found;
+    at::Tensor values = item.value().detach();
     const at::ScalarType type = scalar_type(*entry.tensor->element_type());
     if (type == values.scalar_type() && shard.local_shape == shard.shape) {
       entry.read(bytes_of(values));
@@ -113,28 +126,68 @@ void load_weights(Decoder& decoder, const std::string& folder) {
                       " values that are NaN or infinite");
     }
   }
+  return misfits;
+}
+
+namespace {
+
+std::vector<std::vector<ParamShard>> shards_by_tp_rank(const Decoder& decoder, int ranks) {
+  const sharding::Mesh peers({{"tp", ranks}});
+  std::vector<std::vector<ParamShard>> shards;
+  for (int r = 0; r < ranks; ++r) shards.push_back(decoder_shards(decoder.config(), peers, r));
+  return shards;
+}
+
+}  // namespace
+
+WeightShare weights_of_rank(Decoder& decoder, int dp, int dp_rank) {
+  TensorGroup& group = decoder.group();
+  const std::vector<std::vector<ParamShard>> shards = shards_by_tp_rank(decoder, group.size());
+  // Largest first, to whoever has least.
+  std::vector<std::pair<std::int64_t, std::string>> order;
+  for (const ParamShard& shard : decoder.shards()) order.emplace_back(-shard.numel(), shard.name);
+  std::sort(order.begin(), order.end());
+  std::vector<std::int64_t> load(static_cast<std::size_t>(dp), 0);
+  std::set<std::string> own;
+  for (const auto& [minus_numel, name] : order) {
+    const auto least = std::min_element(load.begin(), load.end());
+    *least -= minus_numel;
+    if (least - load.begin() == dp_rank) own.insert(name);
+  }
+  WeightShare share;
+  for (const auto& item : decoder.named_parameters()) {
+    if (own.count(item.key()) == 0) continue;
+    const at::Tensor values = gather(group, item.value(), item.key(), shards);
+    if (group.rank() != 0) continue;
+    share.kept.push_back(values);
+    share.sources.push_back({item.key(), dtype_of(values, item.key()), values.sizes().vec(), values.data_ptr()});
+  }
+  return share;
+}
+
+std::string config_text(const Decoder& decoder) {
+  bool narrow = false;
+  for (const auto& item : decoder.named_parameters())
+    narrow = narrow || dtype_of(item.value(), item.key()) == DType::bf16;
+  return decoder_config_json(decoder.config(), narrow ? "bfloat16" : "float32");
 }
 
 std::vector<std::string> save_weights(Decoder& decoder, const std::string& folder) {
   TensorGroup& group = decoder.group();
-  const sharding::Mesh peers({{"tp", group.size()}});
-  std::vector<std::vector<ParamShard>> shards_by_rank;
-  for (int r = 0; r < group.size(); ++r) shards_by_rank.push_back(decoder_shards(decoder.config(), peers, r));
+  const std::vector<std::vector<ParamShard>> shards_by_rank = shards_by_tp_rank(decoder, group.size());
   std::vector<safetensors::Source> sources;
   std::vector<at::Tensor> kept;
-  bool narrow = false;
   for (const auto& item : decoder.named_parameters()) {
-    const at::Tensor values = gather(group, item.value(), item.key(), shards_by_rank);
+    at::Tensor values = gather(group, item.value(), item.key(), shards_by_rank);
     if (group.rank() != 0) continue;
+    values = values.cpu();
     kept.push_back(values);
-    const DType dtype = dtype_of(values, item.key());
-    narrow = narrow || dtype == DType::bf16;
-    sources.push_back({item.key(), dtype, values.sizes().vec(), values.data_ptr()});
+    sources.push_back({item.key(), dtype_of(values, item.key()), values.sizes().vec(), values.data_ptr()});
   }
   if (group.rank() != 0) return {};
   const std::string config_path = (fs::path(folder) / "config.json").string();
   std::ofstream config(config_path, std::ios::binary | std::ios::trunc);
-  config << decoder_config_json(decoder.config(), narrow ? "bfloat16" : "float32");
+  config << config_text(decoder);
   config.close();
   if (!config) throw Error(Code::checkpoint, config_path + ": cannot be written");
   std::vector<std::string> paths = safetensors::write_model(folder, "model", sources, {{"format", "pt"}}, largest_file);
@@ -142,9 +195,25 @@ std::vector<std::string> save_weights(Decoder& decoder, const std::string& folde
   return paths;
 }
 
+namespace {
+
+constexpr const char* tokenizer_files[] = {
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "vocab.json",     "merges.txt",      "added_tokens.json",     "generation_config.json"};
+
+}  // namespace
+
+std::vector<std::pair<std::string, std::string>> tokenizer_texts(const std::string& from) {
+  std::vector<std::pair<std::string, std::string>> texts;
+  for (const char* name : tokenizer_files) {
+    std::ifstream file(fs::path(from) / name, std::ios::binary);
+    if (file) texts.emplace_back(name, std::string(std::istreambuf_iterator<char>(file), {}));
+  }
+  return texts;
+}
+
 void copy_tokenizer(const std::string& from, const std::string& to) {
-  for (const char* name : {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-                           "vocab.json", "merges.txt", "added_tokens.json", "generation_config.json"}) {
+  for (const char* name : tokenizer_files) {
     const fs::path source = fs::path(from) / name;
     std::error_code failed;
     if (!fs::exists(source, failed)) continue;

@@ -5,6 +5,8 @@
 
 #include "kernels/kernels.h"
 #include "runtime/checkpoint/safetensors.h"
+#include "runtime/device/buffer.h"
+#include "runtime/device/device.h"
 #include "runtime/engine/setup.h"
 #include "runtime/error.h"
 #include "runtime/transport/transport.h"
@@ -95,11 +97,12 @@ class Rank {
   void fill_params() {
     for (std::size_t p = 0; p < recorded_.names.size(); ++p) {
       const WholeTensor& whole = recorded_.params.at(recorded_.names[p]);
-      const ParamView view = engine_.param(static_cast<int>(p));
       const std::int64_t size = size_of(whole.dtype);
+      std::vector<std::byte> values(engine_.param(static_cast<int>(p)).numel * size);
       for_each_local(static_cast<int>(p), [&](std::int64_t from, std::int64_t to, std::int64_t count) {
-        std::memcpy(static_cast<std::byte*>(view.data) + to * size, whole.values.data() + from * size, count * size);
+        std::memcpy(values.data() + to * size, whole.values.data() + from * size, count * size);
       });
+      engine_.write_param(static_cast<int>(p), values.data());
     }
   }
 
@@ -154,7 +157,18 @@ class Rank {
           gradient_[(to + i) * size + size - 1] = std::byte{0x80};
         }
     });
-    engine_.add_grad(p, gradient_.data(), whole.dtype);
+    engine_.add_grad(p, on_device(gradient_), whole.dtype);
+  }
+
+  // The same bytes where the engine expects them.
+  const void* on_device(const std::vector<std::byte>& values) {
+    Device* const device = options_.engine.device.get();
+    if (device == nullptr) return values.data();
+    const auto bytes = static_cast<std::int64_t>(values.size());
+    if (device_gradient_.bytes() < bytes) device_gradient_ = Buffer(bytes, device);
+    device->copy(device_gradient_.data(), values.data(), bytes, nullptr);
+    device->synchronize(nullptr);
+    return device_gradient_.data();
   }
 
   void check_bytes(ReplayResult& result) const {
@@ -173,7 +187,8 @@ class Rank {
   void gather(ReplayResult& result) {
     for (std::size_t p = 0; p < recorded_.names.size(); ++p) {
       const ParamView view = engine_.param(static_cast<int>(p));
-      const std::string mine(static_cast<const char*>(view.data), view.numel * size_of(view.dtype));
+      std::string mine(view.numel * size_of(view.dtype), '\0');
+      engine_.read_param(static_cast<int>(p), mine.data());
       const std::vector<std::string> all = transport_.gather_strings(mine, "result of a parameter");
       if (transport_.rank() != 0) continue;
       Whole whole(spec(static_cast<int>(p)), view.dtype);
@@ -272,6 +287,7 @@ class Rank {
   Transport& transport_;
   Engine engine_;
   std::vector<std::byte> gradient_;
+  Buffer device_gradient_;
 };
 
 }  // namespace

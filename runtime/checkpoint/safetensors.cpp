@@ -19,6 +19,8 @@ namespace regatta::safetensors {
 namespace {
 
 constexpr std::int64_t largest_header = 100'000'000;  // the format's own limit
+// A header has three levels; printing a value recurses into it, so a deep one must not get that far.
+constexpr int deepest_header = 16;
 
 struct FileType {
   std::string_view name;
@@ -49,8 +51,10 @@ int bits_of(std::string_view name) {
 nlohmann::json parse_strictly(const std::string& path, const std::string& text, const char* what) {
   std::vector<std::set<std::string>> keys;
   std::string duplicate;
-  const auto watch = [&](int /*depth*/, nlohmann::json::parse_event_t event, nlohmann::json& parsed) {
+  const auto watch = [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& parsed) {
     using Event = nlohmann::json::parse_event_t;
+    if (depth > deepest_header)
+      refuse(path, std::string(what) + " is nested more than " + std::to_string(deepest_header) + " levels deep");
     if (event == Event::object_start) keys.emplace_back();
     if (event == Event::object_end) keys.pop_back();
     if (event == Event::key && !keys.back().insert(parsed.get<std::string>()).second && duplicate.empty()) {
@@ -63,6 +67,8 @@ nlohmann::json parse_strictly(const std::string& path, const std::string& text, 
     document = nlohmann::json::parse(text, watch);
   } catch (const nlohmann::json::parse_error& error) {
     refuse(path, std::string(what) + " is not valid UTF-8 JSON at byte " + std::to_string(error.byte));
+  } catch (const nlohmann::json::out_of_range&) {
+    refuse(path, std::string(what) + " has a number that no double can hold");
   }
   if (!duplicate.empty()) refuse(path, std::string(what) + " names '" + duplicate + "' twice");
   if (!document.is_object()) refuse(path, std::string(what) + " is not a JSON object");
@@ -147,7 +153,7 @@ std::string text_of(std::span<const std::int64_t> shape) {
   return text + "]";
 }
 
-File::File(const std::string& path) : path_(path) {
+File::File(const std::string& path, ReadBytes read) : path_(path), read_(std::move(read)) {
   descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor_ < 0) refuse(path, std::string("cannot be opened: ") + std::strerror(errno));
   try {
@@ -159,7 +165,7 @@ File::File(const std::string& path) : path_(path) {
       refuse(path, "is " + std::to_string(size) +
                        " bytes long and no safetensors file, which starts with 8 bytes of header length");
     unsigned char prefix[8];
-    read_fully(descriptor_, path, 0, std::as_writable_bytes(std::span(prefix)));
+    read_bytes(0, std::as_writable_bytes(std::span(prefix)));
     std::uint64_t header_bytes = 0;
     for (int i = 7; i >= 0; --i) header_bytes = header_bytes << 8 | prefix[i];
     if (header_bytes > static_cast<std::uint64_t>(size - 8) ||
@@ -168,7 +174,7 @@ File::File(const std::string& path) : path_(path) {
                        " bytes long (truncated, or no safetensors file)");
     }
     std::string header(header_bytes, '\0');
-    read_fully(descriptor_, path, 8, std::as_writable_bytes(std::span(header)));
+    read_bytes(8, std::as_writable_bytes(std::span(header)));
     data_begin_ = 8 + static_cast<std::int64_t>(header_bytes);
     parse(header, size - data_begin_);
   } catch (...) {
@@ -217,6 +223,13 @@ void File::parse(const std::string& header, std::int64_t data_bytes) {
   for (std::size_t i = 0; i < tensors_.size(); ++i) by_name_[tensors_[i].name] = i;
 }
 
+void File::read_bytes(std::int64_t offset, std::span<std::byte> destination) const {
+  if (read_)
+    read_(offset, destination);
+  else
+    read_fully(descriptor_, path_, offset, destination);
+}
+
 File::~File() {
   if (descriptor_ >= 0) ::close(descriptor_);
 }
@@ -224,6 +237,7 @@ File::~File() {
 File::File(File&& other) noexcept
     : path_(std::move(other.path_)),
       descriptor_(std::exchange(other.descriptor_, -1)),
+      read_(std::move(other.read_)),
       data_begin_(other.data_begin_),
       tensors_(std::move(other.tensors_)),
       by_name_(std::move(other.by_name_)),
@@ -232,6 +246,7 @@ File::File(File&& other) noexcept
 File& File::operator=(File&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(descriptor_, other.descriptor_);
+  std::swap(read_, other.read_);
   std::swap(data_begin_, other.data_begin_);
   std::swap(tensors_, other.tensors_);
   std::swap(by_name_, other.by_name_);
@@ -260,7 +275,7 @@ void File::read_part(const Tensor& tensor, std::int64_t offset, std::span<std::b
            "has " + std::to_string(tensor.bytes()) + " bytes, but " + std::to_string(destination.size()) +
                " were wanted from byte " + std::to_string(offset));
   }
-  read_fully(descriptor_, path_, data_begin_ + tensor.begin + offset, destination);
+  read_bytes(data_begin_ + tensor.begin + offset, destination);
 }
 
 }  // namespace regatta::safetensors

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -41,10 +42,14 @@ std::string_view file_name_of(DType dtype);
 /// "[2, 3]".
 std::string text_of(std::span<const std::int64_t> shape);
 
+/// Fills the destination with a file's bytes from an offset on: in place of a plain read, to check checksums for
+/// example.
+using ReadBytes = std::function<void(std::int64_t offset, std::span<std::byte> destination)>;
+
 /// One open file.
 class File {
  public:
-  explicit File(const std::string& path);
+  explicit File(const std::string& path, ReadBytes read = {});
   ~File();
   File(File&&) noexcept;
   File& operator=(File&&) noexcept;
@@ -53,6 +58,8 @@ class File {
   /// In the order of their bytes in the file.
   const std::vector<Tensor>& tensors() const { return tensors_; }
   const Metadata& metadata() const { return metadata_; }
+  /// Of the first byte that offsets count from.
+  std::int64_t data_begin() const { return data_begin_; }
   /// Null when there is none of that name.
   const Tensor* find(std::string_view name) const;
   /// Requires destination.size() == tensor.bytes().
@@ -62,8 +69,10 @@ class File {
 
  private:
   void parse(const std::string& header, std::int64_t data_bytes);
+  void read_bytes(std::int64_t offset, std::span<std::byte> destination) const;
   std::string path_;
   int descriptor_ = -1;
+  ReadBytes read_;
   std::int64_t data_begin_ = 0;
   std::vector<Tensor> tensors_;
   std::map<std::string, std::size_t, std::less<>> by_name_;
@@ -79,7 +88,8 @@ class Model {
     void read(std::span<std::byte> destination) const { file->read(*tensor, destination); }
   };
   /// A .safetensors file, a .index.json, or a folder with model.safetensors or model.safetensors.index.json.
-  explicit Model(const std::string& path);
+  /// `reader_of` gives the reader of each of its files.
+  explicit Model(const std::string& path, std::function<ReadBytes(const std::string& file)> reader_of = {});
 
   const std::vector<Entry>& entries() const { return entries_; }
   std::optional<Entry> find(std::string_view name) const;
@@ -88,6 +98,8 @@ class Model {
 
  private:
   void open_index(const std::string& path);
+  std::unique_ptr<File> open(const std::string& path) const;
+  std::function<ReadBytes(const std::string& file)> reader_of_;
   std::vector<std::unique_ptr<File>> files_;
   std::vector<Entry> entries_;
   std::map<std::string, std::size_t, std::less<>> by_name_;
@@ -101,7 +113,17 @@ struct Source {
   const void* data = nullptr;
 };
 
-/// Replaces `path` by a file of these tensors. Wider elements come first, so that every tensor is aligned.
+/// A file of these tensors up to its data, and the order of their data. Wider elements come first, so that every tensor
+/// is aligned. `path` is for the sentences of errors.
+struct Layout {
+  std::string header;  ///< with the eight bytes of its length
+  std::vector<const Source*> order;
+};
+Layout lay_out(const std::string& path, std::span<const Source> tensors, const Metadata& metadata);
+/// Throws Error(invalid_argument) on a shape whose size is no 63-bit number.
+std::int64_t bytes_of(const Source& source);
+
+/// Replaces `path` by a file of these tensors.
 void write(const std::string& path, std::span<const Source> tensors, const Metadata& metadata = {});
 
 /// As write() when everything fits `file_bytes`; otherwise NAME-00001-of-0000N.safetensors and

@@ -10,7 +10,12 @@ namespace regatta::safetensors {
 
 namespace fs = std::filesystem;
 
-Model::Model(const std::string& path) {
+std::unique_ptr<File> Model::open(const std::string& path) const {
+  return std::make_unique<File>(path, reader_of_ ? reader_of_(path) : ReadBytes());
+}
+
+Model::Model(const std::string& path, std::function<ReadBytes(const std::string& file)> reader_of)
+    : reader_of_(std::move(reader_of)) {
   fs::path file = path;
   std::error_code ignored;
   if (fs::is_directory(file, ignored)) {
@@ -30,7 +35,7 @@ Model::Model(const std::string& path) {
   if (file.extension() == ".json") {
     open_index(file.string());
   } else {
-    files_.push_back(std::make_unique<File>(file.string()));
+    files_.push_back(open(file.string()));
     for (const Tensor& tensor : files_.back()->tensors()) entries_.push_back({&tensor, files_.back().get()});
   }
   for (std::size_t i = 0; i < entries_.size(); ++i) by_name_[entries_[i].tensor->name] = i;
@@ -51,12 +56,14 @@ void Model::open_index(const std::string& path) {
   for (const auto& [tensor, file] : map.items()) {
     const std::string name = file.is_string() ? file.get<std::string>() : "";
     if (name.empty() || fs::path(name).filename() != name || name == "..") {
-      throw Error(Code::invalid_argument, path + ": tensor '" + tensor + "' is mapped to " + file.dump() +
-                                              ", but the name of a file beside the index was expected");
+      throw Error(Code::invalid_argument,
+                  path + ": tensor '" + tensor + "' is mapped to " +
+                      (file.is_string() ? file.dump() : std::string("a JSON ") + file.type_name()) +
+                      ", but the name of a file beside the index was expected");
     }
     File*& opened = by_file[name];
     if (opened == nullptr) {
-      files_.push_back(std::make_unique<File>((fs::path(path).parent_path() / name).string()));
+      files_.push_back(open((fs::path(path).parent_path() / name).string()));
       opened = files_.back().get();
     }
     if (opened->find(tensor) == nullptr) {

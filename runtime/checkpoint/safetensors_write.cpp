@@ -69,17 +69,6 @@ class AtomicFile {
   int descriptor_ = -1;
 };
 
-std::int64_t bytes_of(const Source& source) {
-  std::int64_t bytes = size_of(source.dtype);
-  for (const std::int64_t dim : source.shape) {
-    if (dim < 0 || __builtin_mul_overflow(bytes, dim, &bytes)) {
-      throw Error(Code::invalid_argument, "tensor '" + source.name + "' has the shape " + text_of(source.shape) +
-                                              ", but dims from 0 up whose product fits 63 bits were expected");
-    }
-  }
-  return bytes;
-}
-
 std::string dump(const nlohmann::ordered_json& document, const std::string& path, int indent) {
   try {
     return document.dump(indent);
@@ -96,37 +85,50 @@ void write_text(const std::string& path, const std::string& text) {
 
 }  // namespace
 
-void write(const std::string& path, std::span<const Source> tensors, const Metadata& metadata) {
-  std::vector<const Source*> order;
+std::int64_t bytes_of(const Source& source) {
+  std::int64_t bytes = size_of(source.dtype);
+  for (const std::int64_t dim : source.shape) {
+    if (dim < 0 || __builtin_mul_overflow(bytes, dim, &bytes)) {
+      throw Error(Code::invalid_argument, "tensor '" + source.name + "' has the shape " + text_of(source.shape) +
+                                              ", but dims from 0 up whose product fits 63 bits were expected");
+    }
+  }
+  return bytes;
+}
+
+Layout lay_out(const std::string& path, std::span<const Source> tensors, const Metadata& metadata) {
+  Layout layout;
   std::set<std::string_view> names;
   for (const Source& tensor : tensors) {
     if (tensor.name == "__metadata__" || !names.insert(tensor.name).second) {
       throw Error(Code::invalid_argument, path + ": the tensor name '" + tensor.name + "' is taken already");
     }
-    order.push_back(&tensor);
+    layout.order.push_back(&tensor);
   }
-  std::stable_sort(order.begin(), order.end(),
+  std::stable_sort(layout.order.begin(), layout.order.end(),
                    [](const Source* a, const Source* b) { return size_of(a->dtype) > size_of(b->dtype); });
 
   nlohmann::ordered_json document = nlohmann::ordered_json::object();
   if (!metadata.empty()) document["__metadata__"] = metadata;
   std::int64_t begin = 0;
-  for (const Source* tensor : order) {
+  for (const Source* tensor : layout.order) {
     const std::int64_t end = begin + bytes_of(*tensor);
     document[tensor->name] = {
         {"dtype", file_name_of(tensor->dtype)}, {"shape", tensor->shape}, {"data_offsets", {begin, end}}};
     begin = end;
   }
-  std::string header = dump(document, path, -1);
-  header.append((8 - header.size() % 8) % 8, ' ');
-  unsigned char prefix[8];
-  for (int i = 0; i < 8; ++i)
-    prefix[i] = static_cast<unsigned char>(static_cast<std::uint64_t>(header.size()) >> (8 * i));
+  std::string text = dump(document, path, -1);
+  text.append((8 - text.size() % 8) % 8, ' ');
+  for (int i = 0; i < 8; ++i) layout.header += static_cast<char>(static_cast<std::uint64_t>(text.size()) >> (8 * i));
+  layout.header += text;
+  return layout;
+}
 
+void write(const std::string& path, std::span<const Source> tensors, const Metadata& metadata) {
+  const Layout layout = lay_out(path, tensors, metadata);
   AtomicFile file(path);
-  file.write(prefix, sizeof prefix);
-  file.write(header.data(), header.size());
-  for (const Source* tensor : order) file.write(tensor->data, static_cast<std::size_t>(bytes_of(*tensor)));
+  file.write(layout.header.data(), layout.header.size());
+  for (const Source* tensor : layout.order) file.write(tensor->data, static_cast<std::size_t>(bytes_of(*tensor)));
   file.publish();
 }
 

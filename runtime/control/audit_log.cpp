@@ -28,6 +28,7 @@ const char* name_of(Command::Kind kind) {
     case Command::Kind::set: return "set";
     case Command::Kind::pause: return "pause";
     case Command::Kind::resume: return "resume";
+    case Command::Kind::save: return "checkpoint";
     case Command::Kind::drain: return "drain";
     case Command::Kind::none: break;
   }

@@ -135,10 +135,8 @@ grpc::Status Service::SetHyperparameters(grpc::ServerContext* context, const v1:
 }
 
 grpc::Status Service::SaveCheckpoint(grpc::ServerContext* context, const v1::SaveCheckpointRequest*,
-                                     v1::CommandReply*) {
-  if (grpc::Status status = admit(*context); !status.ok()) return status;
-  return {grpc::StatusCode::UNIMPLEMENTED,
-          "this version has no checkpoints yet; drain ends the job after its step and saves the weights"};
+                                     v1::CommandReply* reply) {
+  return simple(*context, Command::Kind::save, *reply);
 }
 
 grpc::Status Service::Pause(grpc::ServerContext* context, const v1::PauseRequest*, v1::CommandReply* reply) {

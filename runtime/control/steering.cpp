@@ -10,8 +10,8 @@ constexpr std::chrono::milliseconds pause_beat{50};
 
 }  // namespace
 
-Steering::Steering(Engine& engine, Transport& transport, Mailbox* mailbox, AuditLog* audit)
-    : engine_(engine), transport_(transport), mailbox_(mailbox), audit_(audit) {}
+Steering::Steering(Engine& engine, Transport& transport, Mailbox* mailbox, AuditLog* audit, Abilities abilities)
+    : engine_(engine), transport_(transport), mailbox_(mailbox), audit_(audit), abilities_(std::move(abilities)) {}
 
 void Steering::start(std::int64_t steps) {
   steps_ = steps;
@@ -43,6 +43,8 @@ std::optional<Request> Steering::next_request(bool paused, std::chrono::millisec
       refusal = {Answer::Kind::unfit, 0, {}, "the job is not paused"};
     } else if (command.kind == Command::Kind::pause && paused) {
       refusal = {Answer::Kind::unfit, 0, {}, "the job is paused already"};
+    } else if (command.kind == Command::Kind::save && !abilities_.save) {
+      refusal = {Answer::Kind::unfit, 0, {}, "the job keeps no checkpoints; start it with --checkpoint-dir"};
     } else if (!paused && made_ + 1 >= steps_) {
       refusal = {Answer::Kind::unfit, 0, {}, "the job is in its last step; nothing can hold from a later one on"};
     } else {
@@ -71,6 +73,14 @@ std::optional<Request> Steering::next_request(bool paused, std::chrono::millisec
   return {};
 }
 
+// What the loop does at once; on all ranks.
+Answer Steering::done(const Command& command, std::int64_t step) {
+  Answer answer{Answer::Kind::accepted, step, its_changes_, {}};
+  if (command.kind != Command::Kind::save) return answer;
+  if (std::string problem = abilities_.save(); !problem.empty()) answer = {Answer::Kind::unfit, 0, {}, problem};
+  return answer;
+}
+
 void Steering::before_vote() {
   if (!mailbox_) return;
   on_its_way_ = next_request(false, {});
@@ -85,9 +95,10 @@ Steering::Next Steering::after_step(const StepFacts& facts) {
     if (command.kind == Command::Kind::drain) mailbox_->set_state(State::draining);
     if (command.kind == Command::Kind::pause) mailbox_->set_state(State::paused);
     mailbox_->publish(facts);
-    if (on_its_way_) settle(*on_its_way_, {Answer::Kind::accepted, made_ + 1, its_changes_, {}});
-    on_its_way_.reset();
   }
+  Answer answer = done(command, made_ + 1);
+  if (on_its_way_) settle(*on_its_way_, std::move(answer));
+  on_its_way_.reset();
   if (command.kind == Command::Kind::drain) return Next::drain;
   if (command.kind == Command::Kind::pause) return pause(made_ + 1);
   return Next::step;
@@ -101,14 +112,16 @@ Steering::Next Steering::pause(std::int64_t step) {
     if (mailbox_) {
       request = next_request(true, pause_beat);
       if (request) command = request->command;
+      if (!request && abilities_.drain_wanted && abilities_.drain_wanted()) command.kind = Command::Kind::drain;
     }
     transport_.broadcast(std::as_writable_bytes(std::span(&command, 1)), 0, "command to a paused job").wait();
     if (command.kind == Command::Kind::set) engine_.apply(command);
+    Answer answer = done(command, step);
     if (request) {
       if (command.kind == Command::Kind::set) show_groups();
       if (command.kind == Command::Kind::resume) mailbox_->set_state(State::running);
       if (command.kind == Command::Kind::drain) mailbox_->set_state(State::draining);
-      settle(*request, {Answer::Kind::accepted, step, its_changes_, {}});
+      settle(*request, std::move(answer));
     }
     if (command.kind == Command::Kind::resume) return Next::step;
     if (command.kind == Command::Kind::drain) return Next::drain;

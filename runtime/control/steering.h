@@ -9,7 +9,7 @@
 //       if (steering.after_step(facts) == Steering::Next::drain) break;
 //     steering.finish()
 
-#include <map>
+#include <functional>
 #include <optional>
 
 #include "runtime/control/audit_log.h"
@@ -23,7 +23,16 @@ class Steering {
  public:
   enum class Next { step, drain };
 
-  Steering(Engine& engine, Transport& transport, Mailbox* mailbox, AuditLog* audit);
+  /// What the loop can do beside making steps.
+  struct Abilities {
+    /// Saves a checkpoint after the step that was made last; collective. Gives back why that could not begin, or
+    /// nothing. Not set: there are none.
+    std::function<std::string()> save;
+    /// Whether this rank was asked to end the job. Looked at while the job is paused, on rank 0.
+    std::function<bool()> drain_wanted;
+  };
+
+  Steering(Engine& engine, Transport& transport, Mailbox* mailbox, AuditLog* audit, Abilities abilities = {});
 
   void start(std::int64_t steps);
   /// Right before engine.step() of loop step `step`, counted from 1.
@@ -37,6 +46,7 @@ class Steering {
   /// Answers what cannot be, and dry runs; gives back what the ranks must hear.
   std::optional<Request> next_request(bool paused, std::chrono::milliseconds patience);
   void settle(const Request& request, Answer answer);
+  Answer done(const Command& command, std::int64_t step);
   void show_groups();
   Next pause(std::int64_t step);
 
@@ -44,6 +54,7 @@ class Steering {
   Transport& transport_;
   Mailbox* mailbox_;
   AuditLog* audit_;
+  Abilities abilities_;
   std::int64_t steps_ = 0;
   std::int64_t made_ = 0;  // steps of the loop
   std::optional<Request> on_its_way_;

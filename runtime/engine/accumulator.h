@@ -7,11 +7,10 @@
 
 #include <bit>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
-#include "kernels/kernels.h"
 #include "runtime/device/buffer.h"
+#include "runtime/engine/arrays.h"
 
 namespace regatta {
 
@@ -19,37 +18,37 @@ class Accumulator {
  public:
   Accumulator() = default;
   /// `result`: where the total of all `count` addends lies after the last fold; `numel` floats.
-  Accumulator(float* result, std::int64_t numel, int count, bool tree, const kernels::KernelTable& kernels)
-      : result_(result), tree_(tree), kernels_(&kernels) {
+  Accumulator(float* result, std::int64_t numel, int count, bool tree, Arrays& arrays)
+      : result_(result), tree_(tree), arrays_(&arrays) {
     if (!tree) return;
     for (int level = 0; level + 1 < digits(count); ++level)
-      levels_.emplace_back(numel * static_cast<std::int64_t>(sizeof(float)));
+      levels_.push_back(arrays.allocate(numel * static_cast<std::int64_t>(sizeof(float))));
   }
 
   /// Adds addend `k` (0, 1, ... in order) of elements [offset, offset + numel).
   void add(int k, std::int64_t offset, const void* addend, DType dtype, std::int64_t numel) {
-    if (!tree_) return kernels_->accumulate(result_ + offset, addend, dtype, numel, k == 0);
+    if (!tree_) return arrays_->accumulate(result_ + offset, addend, dtype, numel, k == 0);
     const int carries = std::countr_one(static_cast<unsigned>(k));
-    kernels_->accumulate(level(0) + offset, addend, dtype, numel, carries == 0);
+    arrays_->accumulate(level(0) + offset, addend, dtype, numel, carries == 0);
     for (int l = 1; l <= carries; ++l)
-      kernels_->accumulate(level(l) + offset, level(l - 1) + offset, DType::f32, numel, l == carries);
+      arrays_->accumulate(level(l) + offset, level(l - 1) + offset, DType::f32, numel, l == carries);
   }
 
   /// Brings the total of the first `added` addends of [offset, offset + numel) into the result; missing ones count as
   /// zero.
   void fold(int added, std::int64_t offset, std::int64_t numel) {
     if (added == 0) {
-      std::memset(result_ + offset, 0, static_cast<std::size_t>(numel) * sizeof(float));
+      arrays_->zero(result_ + offset, numel * static_cast<std::int64_t>(sizeof(float)));
       return;
     }
     if (!tree_) return;
     const float* total = nullptr;
     for (int l = 0; l < digits(added); ++l) {
       if ((added >> l & 1) == 0) continue;
-      if (total != nullptr) kernels_->accumulate(level(l) + offset, total, DType::f32, numel, false);
+      if (total != nullptr) arrays_->accumulate(level(l) + offset, total, DType::f32, numel, false);
       total = level(l) + offset;
     }
-    if (total != result_ + offset) kernels_->accumulate(result_ + offset, total, DType::f32, numel, true);
+    if (total != result_ + offset) arrays_->accumulate(result_ + offset, total, DType::f32, numel, true);
   }
 
   std::int64_t bytes() const {
@@ -65,7 +64,7 @@ class Accumulator {
 
   float* result_ = nullptr;
   bool tree_ = false;
-  const kernels::KernelTable* kernels_ = nullptr;
+  Arrays* arrays_ = nullptr;
   std::vector<Buffer> levels_;
 };
 

@@ -15,6 +15,7 @@ struct Command {
     pause,  ///< the trainer's loop acts on these
     resume,
     drain,
+    save,
   };
   /// Which of the numbers are given.
   enum Field : std::uint32_t {

@@ -88,6 +88,7 @@ void Engine::Impl::find_changes(const Command& command, std::vector<SettingChang
 void Engine::Impl::refresh_rules() {
   for (std::size_t p = 0; p < params.size(); ++p) rules[p] = groups[params[p].group].rule.get();
   for (const std::unique_ptr<LineExchange>& exchange : exchanges) exchange->set_rules(rules);
+  if (device_side) device_side->rules_changed();
 }
 
 std::vector<SettingChange> Engine::changes_of(const Command& command) const {

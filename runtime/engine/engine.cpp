@@ -14,6 +14,7 @@ StepReport Engine::step(double scheduled_lr) {
   Stopwatch total, phase;
 
   s.gradients.finish();
+  if (s.device_side) s.device_side->take_gradients(s.gradients);
   report.times.grad_comm_seconds = static_cast<double>(s.gradients.busy_ns()) * 1e-9;
   report.times.wait_grad_seconds = phase.lap();
 
@@ -29,6 +30,7 @@ StepReport Engine::step(double scheduled_lr) {
     s.take_norms(report);
     s.set_infos(lr, report.clip_factor);
     s.bind_gradients();
+    if (s.device_side) s.begin_device_step();
     const bool proof_due = s.proof && s.proof->due(s.step_count + 1);
     if (proof_due) s.proof->begin(s.step_count + 1, s.works);
     s.sweep(report.times);
@@ -36,6 +38,7 @@ StepReport Engine::step(double scheduled_lr) {
     phase.lap();
     for (Impl::Bucket& bucket : s.buckets) {
       bucket.gather.wait();
+      if (s.device_side) s.take_gathered(bucket);
       report.times.gather_comm_seconds += static_cast<double>(bucket.gather.busy_ns()) * 1e-9;
     }
     report.times.wait_gather_seconds = phase.lap();
@@ -58,7 +61,8 @@ void Engine::Impl::set_infos(double lr, double clip_factor) {
 
 void Engine::Impl::bind_gradients() {
   for (Work& work : works) {
-    const Gradients::Reduced reduced = gradients.reduced(work.bucket);
+    const Gradients::Reduced reduced =
+        device_side ? device_side->reduced(gradients, work.bucket) : gradients.reduced(work.bucket);
     const std::int64_t chunk_begin = plan.layout(rank).buckets[work.bucket].chunk(dp_group->rank()).begin;
     work.tensors.grad_dtype = reduced.dtype;
     work.tensors.grad =
@@ -69,21 +73,28 @@ void Engine::Impl::bind_gradients() {
 }
 
 void Engine::Impl::observe(int round) {
+  if (device_side) return device_side->sweep().lines().observe(round, device_side->stream());
   for (Work& work : works) observe_work(work, rule(work), round, infos[work.group], options.momentum_dtype, pool);
+}
+
+void Engine::Impl::update_bucket(int bucket) {
+  if (device_side) return device_side->sweep().update(bucket, device_side->stream());
+  for (int w : buckets[bucket].works) {
+    Work& work = works[w];
+    if (work.one_sweep)
+      rule(work).update(work.tensors, work.shape, infos[work.group], options.momentum_dtype, pool, work.health);
+  }
 }
 
 void Engine::Impl::update_closed(int first_bucket, int last_bucket) {
   for (int b = first_bucket; b < last_bucket; ++b) {
-    for (int w : buckets[b].works) {
-      Work& work = works[w];
-      if (work.one_sweep)
-        rule(work).update(work.tensors, work.shape, infos[work.group], options.momentum_dtype, pool, work.health);
-    }
+    update_bucket(b);
     if (!buckets[b].has_open_lines && buckets[b].last_wave < 0) gather(buckets[b]);
   }
 }
 
 void Engine::Impl::apply_open(Bucket& bucket) {
+  if (device_side) return device_side->sweep().apply(static_cast<int>(&bucket - buckets.data()), device_side->stream());
   for (int w : bucket.works) {
     Work& work = works[w];
     if (work.one_sweep || work.passes.empty()) continue;
@@ -92,7 +103,25 @@ void Engine::Impl::apply_open(Bucket& bucket) {
 }
 
 void Engine::Impl::gather(Bucket& bucket) {
+  if (device_side) return gather_from_device(bucket);
   bucket.gather = dp_group->all_gather(bucket.params, 0, bucket.bounds_bytes, bucket.label);
+}
+
+bool Engine::Impl::exchange_needed(int round) const {
+  if (device_side) return device_side->sweep().lines().exchange_needed(round);
+  return round < std::ssize(exchanges) && exchanges[round]->needed();
+}
+Ticket Engine::Impl::send_partials(int round) {
+  if (device_side) return device_side->sweep().lines().send_partials(round, *world, device_side->stream());
+  return exchanges[round]->send_partials(*world);
+}
+Ticket Engine::Impl::send_answers(int round) {
+  if (device_side) return device_side->sweep().lines().send_answers(round, *world, device_side->stream());
+  return exchanges[round]->send_answers(*world);
+}
+void Engine::Impl::take_answers(int round) {
+  if (device_side) return device_side->sweep().lines().take_answers(round, device_side->stream());
+  exchanges[round]->take_answers();
 }
 
 // Matrices first: their messages are the largest. Then open lines, so that their messages travel while closed rows and
@@ -150,23 +179,22 @@ void Engine::Impl::sweep_lines(StepTimes& times, int& closed_done) {
   Stopwatch watch;
   const int bucket_count = static_cast<int>(buckets.size());
   for (int round = 0; round < rounds; ++round) {
-    LineExchange* exchange = round < static_cast<int>(exchanges.size()) ? exchanges[round].get() : nullptr;
     observe(round);
-    if (exchange == nullptr || !exchange->needed()) continue;
-    const Ticket partials = exchange->send_partials(*world);
+    if (!exchange_needed(round)) continue;
+    const Ticket partials = send_partials(round);
     if (closed_done == 0) update_closed(0, closed_done = (bucket_count + 1) / 2);
     times.sweep_seconds += watch.lap();
-    partials.wait();
+    await(partials);
     times.wait_exchange_seconds += watch.lap();
-    const Ticket answers = exchange->send_answers(*world);
+    const Ticket answers = send_answers(round);
     if (closed_done < bucket_count) {
       update_closed(closed_done, bucket_count);
       closed_done = bucket_count;
     }
     times.sweep_seconds += watch.lap();
-    answers.wait();
+    await(answers);
     times.wait_exchange_seconds += watch.lap();
-    exchange->take_answers();
+    take_answers(round);
   }
   update_closed(closed_done, bucket_count);
   for (Bucket& bucket : buckets) {

@@ -18,6 +18,7 @@
 // difference at construction. Transport errors leave the engine unusable.
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,6 +31,7 @@
 
 namespace regatta {
 
+class Device;
 class Transport;
 
 enum class Mode {
@@ -72,11 +74,13 @@ struct EngineOptions {
   /// rank, whole; 0: never. Its messages are not counted in StepReport::bytes.
   int proof_every = 0;
   bool proof_stops = false;  ///< a proof that fails ends the job with Error(device)
+  /// Where parameters, gradients and state lie and sweeps run; null: the CPU. shared_ptr: ranks of a process share it.
+  std::shared_ptr<Device> device;
 };
 
 /// Where a parameter lies on this rank.
 struct ParamView {
-  void* data = nullptr;  ///< contiguous local values, in `dtype`; stable for the engine's life
+  void* data = nullptr;  ///< contiguous local values, in `dtype`, on the engine's device; stable for its life
   std::int64_t numel = 0;
   DType dtype = DType::f32;
 };
@@ -89,10 +93,26 @@ struct StatePart {
   int param = 0;
   int block = 0;
   sharding::BlockPart part;
-  const void* data = nullptr;  ///< part.run.size() elements
+  const void* data = nullptr;  ///< part.run.size() elements on the host; of a device, a copy that the next call renews
   DType dtype = DType::f32;
   bool primary = true;  ///< false on ranks that hold a replica of another rank's part
   MatrixShape shape;    ///< of the whole state of the block, in whose coordinates `part` is
+};
+
+/// The numbers that a resumed engine goes on with, beside its state parts. Equal on all ranks.
+struct EngineProgress {
+  struct GroupSettings {
+    std::string name;
+    std::vector<std::pair<std::string, std::string>> rule;  ///< settings of the rule, as commands have changed them
+    std::optional<double> own_lr;                           ///< that a command gave to this group
+  };
+  std::int64_t steps = 0;  ///< updates applied
+  std::int64_t skipped_steps = 0;
+  double loss_scale = 1;
+  int finite_steps = 0;                ///< since the loss scale last changed
+  std::optional<double> commanded_lr;  ///< in place of the schedule's
+  double clip = 0;
+  std::vector<GroupSettings> groups;
 };
 
 class Engine {
@@ -104,11 +124,18 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   ParamView param(int index);
+  /// Copies param(index) to or from memory of the host, wherever it lies. Blocking.
+  void read_param(int index, void* to);
+  void write_param(int index, const void* from);
+  /// On a device: the stream (a cudaStream_t) that gradients and the model's arithmetic are on, from now on; at first
+  /// the default stream. step() puts its work there as well. Not between add_grad() and step().
+  void use_stream(void* stream);
   /// Collective. Takes the values now in param(i) as the model: fills master weights. Ranks that hold replicas of a
   /// parameter (dp peers, and along axes that do not cut it) must hold equal values; others are refused by name.
   void publish_params();
 
-  /// One micro-batch's gradient of a parameter, param(index).numel elements. The memory may be reused on return.
+  /// One micro-batch's gradient of a parameter, param(index).numel elements, on the engine's device. The memory may be
+  /// reused on return; on a device, by what follows on the same stream.
   void add_grad(int index, const void* grad, DType dtype);
   /// The global index of this rank's micro-batch `k` of a step, so that every mesh sees the same global batch in the
   /// same tree.
@@ -143,6 +170,10 @@ class Engine {
   /// Overwrites a part that state_parts() returned.
   void load_state(const StatePart& part, const void* data);
   void set_step_count(std::int64_t step);
+  EngineProgress progress() const;
+  /// Between two steps, equally on all ranks. Throws Error(invalid_argument) when the groups or their rules' settings
+  /// have other names than this engine's.
+  void restore(const EngineProgress& progress);
 
  private:
   struct Impl;

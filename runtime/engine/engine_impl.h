@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "runtime/device/thread_pool.h"
+#include "runtime/engine/device_side.h"
 #include "runtime/engine/engine.h"
 #include "runtime/engine/gradients.h"
 #include "runtime/engine/line_exchange.h"
@@ -22,6 +23,8 @@ namespace regatta {
 struct Engine::Impl {
   struct Bucket {
     SymmetricBuffer params;
+    Buffer on_device;           // when `params` is the host's copy, for a transport that cannot read the device
+    std::byte* home = nullptr;  // where the parameters lie
     DType dtype = DType::f32;
     std::vector<std::int64_t> bounds_bytes;
     std::string label;
@@ -44,7 +47,7 @@ struct Engine::Impl {
   void fill_master_weights();
 
   std::byte* element(int bucket, std::int64_t offset) const {
-    return buckets[bucket].params.data() + offset * size_of(buckets[bucket].dtype);
+    return buckets[bucket].home + offset * size_of(buckets[bucket].dtype);
   }
   const Rule& rule(const Work& work) const { return *rules[work.param]; }
 
@@ -52,6 +55,7 @@ struct Engine::Impl {
   void set_infos(double lr, double clip_factor);
   void bind_gradients();
   void observe(int round);
+  void update_bucket(int bucket);
   void update_closed(int first_bucket, int last_bucket);
   void apply_open(Bucket& bucket);
   void gather(Bucket& bucket);
@@ -59,6 +63,21 @@ struct Engine::Impl {
   void sweep_matrices(StepTimes& times, int& closed_done);
   void finish_wave(int wave);
   void sweep_lines(StepTimes& times, int& closed_done);
+
+  // The same on a device, and what lies there seen from the host (engine_device.cpp).
+  std::unique_ptr<DeviceSide> make_device_side() const;
+  void begin_device_step();
+  void gather_from_device(Bucket& bucket);
+  void take_gathered(Bucket& bucket);
+  void fill_device_master_weights();
+  void mirror_state() const;
+  void* device_state(const StatePart& part) const;
+  bool exchange_needed(int round) const;
+  Ticket send_partials(int round);
+  Ticket send_answers(int round);
+  void take_answers(int round);
+  /// On a device, what follows there waits; on the CPU, the caller.
+  void await(const Ticket& ticket) const { device_side ? ticket.then(device_side->stream()) : ticket.wait(); }
 
   // What the step tells (engine_report.cpp).
   StepReport start_report(double lr) const;
@@ -85,6 +104,8 @@ struct Engine::Impl {
   std::unique_ptr<Transport> world, dp_group;
   const kernels::KernelTable& kernels;
   ThreadPool pool;
+  HostArrays host_arrays;
+  std::unique_ptr<DeviceSide> device_side;  // null on the CPU
   Gradients gradients;
   OptimizerState state;
   Vote vote;
@@ -95,6 +116,7 @@ struct Engine::Impl {
   std::vector<MatrixStaging> staging;
   MatrixScratch matrix_scratch;
   std::vector<std::unique_ptr<MatrixExchange>> waves;
+  mutable Buffer state_mirror;   // what state_parts() shows of a device's state
   std::unique_ptr<Proof> proof;  // null when there is none
 
   std::vector<StepInfo> infos;                // by group

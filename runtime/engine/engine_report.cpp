@@ -28,8 +28,12 @@ void take_health(Report& out, const kernels::SweepHealth& total) {
 
 void Engine::Impl::collect_health(StepReport& report) {
   std::fill(param_health.begin(), param_health.end(), kernels::SweepHealth{});
-  for (const Work& work : works)
-    if (work.primary) param_health[work.param].add(work.health);
+  if (device_side) {
+    device_side->sweep().read_health(param_health, device_side->stream());
+  } else {
+    for (const Work& work : works)
+      if (work.primary) param_health[work.param].add(work.health);
+  }
   const std::int64_t first = std::accumulate(health_bytes.begin(), health_bytes.begin() + rank, std::int64_t{0}) /
                              static_cast<std::int64_t>(sizeof(kernels::SweepHealth));
   for (std::size_t i = 0; i < own_health.size(); ++i) own_health[i] = param_health[health_params[first + i]];

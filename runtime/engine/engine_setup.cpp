@@ -48,20 +48,23 @@ Engine::Impl::Impl(std::vector<Param> params_in, std::vector<Group> groups_in, c
       dp_group(world->split(reduction_group(mesh, rank, options.mode))),
       kernels(kernels::cpu_kernels()),
       pool(options.threads),
+      host_arrays(kernels),
+      device_side(make_device_side()),
       gradients(plan, rank, *dp_group,
                 {options.micro_batches, options.accumulation == Accumulation::tree, options.mode == Mode::zero2},
-                kernels),
-      state(plan, rank, rules, options.momentum_dtype),
+                device_side ? device_side->gradient_arrays() : host_arrays),
+      state(plan, rank, rules, options.momentum_dtype, options.device.get()),
       vote(plan, rank),
       works(make_works(plan, rank, rules, groups_of(params))),
       loss_scale(options.loss_scaling.initial) {
   allocate_buckets();
   bind_works();
   for (std::size_t k = 0; k < plan.rounds().size(); ++k)
-    exchanges.push_back(std::make_unique<LineExchange>(plan, static_cast<int>(k), rank, works, rules));
+    if (!device_side)
+      exchanges.push_back(std::make_unique<LineExchange>(plan, static_cast<int>(k), rank, works, rules));
   make_matrix_exchanges();
   for (const Work& work : works) rounds = std::max(rounds, work.rounds());
-  rounds = std::max(rounds, static_cast<int>(exchanges.size()));
+  rounds = std::max(rounds, static_cast<int>(plan.rounds().size()));
   infos.resize(groups.size());
   own_lr.resize(groups.size());
   if (options.proof_every > 0)
@@ -89,7 +92,14 @@ void Engine::Impl::allocate_buckets() {
     Bucket bucket;
     const sharding::BucketLayout& from = layout.buckets[b];
     bucket.dtype = params[from.entries.front().param].dtype;
-    bucket.params = dp_group->allocate(from.numel * size_of(bucket.dtype));
+    const std::int64_t bytes = from.numel * size_of(bucket.dtype);
+    if (device_side && !device_side->staged_gradients()) {
+      bucket.params = device_side->arrays().allocate_shared(*dp_group, bytes);
+    } else {
+      bucket.params = dp_group->allocate(bytes);
+      if (device_side) bucket.on_device = Buffer(bytes, &device_side->device());
+    }
+    bucket.home = bucket.on_device.data() != nullptr ? bucket.on_device.data() : bucket.params.data();
     for (std::int64_t bound : from.bounds) bucket.bounds_bytes.push_back(bound * size_of(bucket.dtype));
     bucket.label = "parameters of bucket " + std::to_string(b);
     for (const sharding::BucketEntry& entry : from.entries) {
@@ -141,6 +151,7 @@ void Engine::Impl::make_matrix_exchanges() {
 }
 
 void Engine::Impl::fill_master_weights() {
+  if (device_side) return fill_device_master_weights();
   const std::vector<sharding::Piece>& pieces = plan.layout(rank).pieces;
   for (std::size_t p = 0; p < pieces.size(); ++p)
     if (float* master = state.master(static_cast<int>(p)))

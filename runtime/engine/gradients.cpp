@@ -1,12 +1,10 @@
 #include "runtime/engine/gradients.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace regatta {
-Gradients::Gradients(const sharding::Plan& plan, int rank, Transport& dp_group, Settings settings,
-                     const kernels::KernelTable& kernels)
-    : plan_(plan), rank_(rank), group_(dp_group), settings_(settings), kernels_(kernels) {
+Gradients::Gradients(const sharding::Plan& plan, int rank, Transport& dp_group, Settings settings, Arrays& arrays)
+    : plan_(plan), rank_(rank), group_(dp_group), settings_(settings), arrays_(arrays) {
   const sharding::RankLayout& layout = plan.layout(rank);
   const std::size_t params = plan.params().size();
   added_.resize(params);
@@ -27,7 +25,8 @@ Gradients::Gradients(const sharding::Plan& plan, int rank, Transport& dp_group, 
     largest = std::max(largest, bucket.layout->numel * size_of(bucket.wire));
     if (!settings.reduce_each) {
       bucket.slot = static_cast<int>(slots_.size());
-      slots_.push_back({group_.allocate(bucket.layout->numel * size_of(bucket.wire)), {}, static_cast<int>(b)});
+      slots_.push_back(
+          {arrays.allocate_shared(group_, bucket.layout->numel * size_of(bucket.wire)), {}, static_cast<int>(b)});
     }
 
     const Range chunk = bucket.layout->chunk(dp_group.rank());
@@ -37,20 +36,20 @@ Gradients::Gradients(const sharding::Plan& plan, int rank, Transport& dp_group, 
     }
     const bool alone_and_kept = dp_group.world_size() == 1 && !settings.reduce_each;
     const bool in_place = !settings.reduce_each && bucket.wire == DType::f32;
-    if (!alone_and_kept && !in_place) bucket.reduced = Buffer(chunk.size() * 4);
+    if (!alone_and_kept && !in_place) bucket.reduced = arrays.allocate(chunk.size() * 4);
     if (settings.micro_batches > 1) {
       if (settings.reduce_each) {
-        bucket.incoming = Buffer(chunk.size() * 4);
+        bucket.incoming = arrays.allocate(chunk.size() * 4);
         bucket.accumulator =
-            Accumulator(bucket.reduced.as<float>(), chunk.size(), settings.micro_batches, settings.tree, kernels);
+            Accumulator(bucket.reduced.as<float>(), chunk.size(), settings.micro_batches, settings.tree, arrays);
       } else {
         bucket.accumulator = Accumulator(reinterpret_cast<float*>(slot_data(bucket)), bucket.layout->numel,
-                                         settings.micro_batches, settings.tree, kernels);
+                                         settings.micro_batches, settings.tree, arrays);
       }
     }
   }
   if (settings.reduce_each)
-    for (int i = 0; i < staging_slots; ++i) slots_.push_back({group_.allocate(largest), {}, -1});
+    for (int i = 0; i < staging_slots; ++i) slots_.push_back({arrays.allocate_shared(group_, largest), {}, -1});
   begin_step();
 }
 
@@ -81,9 +80,11 @@ void Gradients::add(int param, const void* grad, DType dtype) {
     take_slots();
     launch_full();
     if (bucket.slot < 0) {
-      const auto* bytes = static_cast<const std::byte*>(grad);
-      const std::int64_t numel = plan_.layout(rank_).params[param].numel;
-      parked_[param].assign(bytes, bytes + numel * size_of(dtype));
+      const std::int64_t bytes = plan_.layout(rank_).params[param].numel * size_of(dtype);
+      Parked& parked = parked_[param];
+      if (parked.memory.bytes() < bytes) parked.memory = arrays_.allocate(bytes);
+      if (bytes > 0) arrays_.copy(parked.memory.data(), grad, bytes);
+      parked.filled = true;
       --bucket.missing;
       return;
     }
@@ -97,8 +98,7 @@ void Gradients::put(Bucket& bucket, int param, int k, const void* grad, DType dt
   const sharding::ParamLocation& at = plan_.layout(rank_).params[param];
   if (at.numel == 0) return;  // an empty shard, whose gradient may be a null pointer
   if (accumulates_before_reduction()) return bucket.accumulator.add(k, at.offset, grad, dtype, at.numel);
-  std::memcpy(slot_data(bucket) + at.offset * size_of(bucket.wire), grad,
-              static_cast<std::size_t>(at.numel * size_of(dtype)));
+  arrays_.copy(slot_data(bucket) + at.offset * size_of(bucket.wire), grad, at.numel * size_of(dtype));
 }
 
 // zero2: buckets take slots strictly in plan order, so the oldest bucket always has one and nothing can deadlock. A
@@ -115,9 +115,9 @@ void Gradients::take_slots() {
     oldest.bucket = next_slot_;
     bucket.slot = static_cast<int>(&oldest - slots_.data());
     for (const sharding::BucketEntry& entry : bucket.layout->entries)
-      if (!parked_[entry.param].empty()) {
-        put(bucket, entry.param, micro_batch_, parked_[entry.param].data(), bucket.wire);
-        parked_[entry.param].clear();
+      if (Parked& parked = parked_[entry.param]; parked.filled) {
+        put(bucket, entry.param, micro_batch_, parked.memory.data(), bucket.wire);
+        parked.filled = false;
       }
   }
 }
@@ -147,7 +147,7 @@ void Gradients::launch(int index) {
       [this, &bucket](std::span<const std::byte* const> pieces, std::int64_t begin, std::int64_t end) {
         reduce(bucket, pieces, begin, end);
       },
-      bucket.label);
+      bucket.label, bucket.wire);
 }
 
 // Parameters that got no gradient in this reduction count as zero.
@@ -160,8 +160,7 @@ void Gradients::finish_micro_batch() {
       if (added_[entry.param] >= expected) continue;
       if (settings_.reduce_each) added_[entry.param] = expected;
       if (!accumulates_before_reduction())
-        std::memset(slot_data(bucket) + entry.offset * size_of(bucket.wire), 0,
-                    static_cast<std::size_t>(entry.numel * size_of(bucket.wire)));
+        arrays_.zero(slot_data(bucket) + entry.offset * size_of(bucket.wire), entry.numel * size_of(bucket.wire));
     }
     bucket.missing = 0;
     launch_full();
@@ -175,19 +174,21 @@ void Gradients::finish_micro_batch() {
 }
 
 void Gradients::finish() {
-  if (!settings_.reduce_each) {
+  if (settings_.reduce_each) {
+    while (micro_batch_ < settings_.micro_batches) finish_micro_batch();
+  } else {
     finish_micro_batch();
     for (Slot& slot : slots_) {
       slot.ticket.wait();
       busy_ns_ += slot.ticket.busy_ns();
     }
-    return;
   }
-  while (micro_batch_ < settings_.micro_batches) finish_micro_batch();
+  arrays_.finish();
 }
 
 // On the communication thread: [begin, end) bytes of the bucket, a part of this rank's chunk.
 void Gradients::reduce(Bucket& bucket, std::span<const std::byte* const> pieces, std::int64_t begin, std::int64_t end) {
+  const Arrays::Reduction reduction(arrays_);
   const std::int64_t size = size_of(bucket.wire);
   const Range range{begin / size, end / size};
   const std::int64_t chunk_begin = bucket.layout->chunk(group_.rank()).begin;
@@ -195,24 +196,23 @@ void Gradients::reduce(Bucket& bucket, std::span<const std::byte* const> pieces,
     const Range here = intersect(range, {segment.begin, segment.end});
     if (here.empty()) continue;
     for (std::size_t i = 0; i < pieces.size(); ++i) pieces_[i] = pieces[i] + (here.begin - range.begin) * size;
+    const std::span<const void* const> here_of(pieces_.data(), pieces.size());
     Figures& figures = figures_[segment.param];
     float* kept = bucket.reduced.data() != nullptr ? bucket.reduced.as<float>() + (here.begin - chunk_begin) : nullptr;
     if (bucket.incoming.data() == nullptr) {
       // In place when the slot itself keeps the sum; figures only when there is nothing to add.
       float* out = kept;
       if (out == nullptr && group_.world_size() > 1) out = reinterpret_cast<float*>(slot_data(bucket)) + here.begin;
-      kernels_.reduce_tree({pieces_.data(), static_cast<int>(pieces.size()), bucket.wire, here.size(), out,
-                            &figures.squares, &figures.non_finite});
+      arrays_.reduce_tree(here_of, bucket.wire, here.size(), out, &figures);
       continue;
     }
     float* incoming = bucket.incoming.as<float>() + (here.begin - chunk_begin);
-    kernels_.reduce_tree(
-        {pieces_.data(), static_cast<int>(pieces.size()), bucket.wire, here.size(), incoming, nullptr, nullptr});
+    arrays_.reduce_tree(here_of, bucket.wire, here.size(), incoming, nullptr);
     bucket.accumulator.add(bucket.reducing, here.begin - chunk_begin, incoming, DType::f32, here.size());
     if (bucket.reducing + 1 < settings_.micro_batches) continue;
     bucket.accumulator.fold(settings_.micro_batches, here.begin - chunk_begin, here.size());
     const void* total = kept;
-    kernels_.reduce_tree({&total, 1, DType::f32, here.size(), nullptr, &figures.squares, &figures.non_finite});
+    arrays_.reduce_tree({&total, 1}, DType::f32, here.size(), nullptr, &figures);
   }
 }
 

@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
-#include "kernels/kernels.h"
 #include "runtime/device/buffer.h"
 #include "runtime/engine/accumulator.h"
+#include "runtime/engine/arrays.h"
 #include "runtime/transport/transport.h"
 #include "sharding/plan.h"
 
@@ -28,19 +28,15 @@ class Gradients {
     bool tree = false;
     bool reduce_each = false;  ///< zero2: reduce every micro-batch, keep whole buckets only while they travel
   };
-  /// Figures of the reduced gradient of one parameter on this rank.
-  struct Figures {
-    kernels::WholeSum squares;
-    std::int64_t non_finite = 0;
-  };
+  using Figures = GradientFigures;
   /// This rank's chunk of a bucket; data points at its first element.
   struct Reduced {
     const void* data = nullptr;
     DType dtype = DType::f32;
   };
 
-  Gradients(const sharding::Plan& plan, int rank, Transport& dp_group, Settings settings,
-            const kernels::KernelTable& kernels);
+  /// `arrays` outlives it.
+  Gradients(const sharding::Plan& plan, int rank, Transport& dp_group, Settings settings, Arrays& arrays);
 
   void add(int param, const void* grad, DType dtype);
   /// Completes the step's reductions; missing gradients count as zero. Returns when reduced() and figures() are valid.
@@ -79,6 +75,11 @@ class Gradients {
     Accumulator accumulator;
   };
 
+  struct Parked {
+    Buffer memory;
+    bool filled = false;
+  };
+
   // Several micro-batches add up in the bucket before it travels (zero1).
   bool accumulates_before_reduction() const { return settings_.micro_batches > 1 && !settings_.reduce_each; }
   std::byte* slot_data(const Bucket& bucket) const { return slots_[bucket.slot].memory.data(); }
@@ -94,11 +95,11 @@ class Gradients {
   int rank_;
   Transport& group_;
   Settings settings_;
-  const kernels::KernelTable& kernels_;
+  Arrays& arrays_;
   std::vector<Bucket> buckets_;
   std::vector<Slot> slots_;
-  std::vector<int> added_;                      // gradients so far, by parameter
-  std::vector<std::vector<std::byte>> parked_;  // zero2: gradients that wait for a slot, by parameter
+  std::vector<int> added_;      // gradients so far, by parameter
+  std::vector<Parked> parked_;  // zero2: gradients that wait for a slot, by parameter
   std::vector<Figures> figures_;
   std::vector<const void*> pieces_;      // scratch of reduce()
   int micro_batch_ = 0;                  // zero2: the one being reduced

@@ -3,6 +3,7 @@
 #include <bit>
 
 #include "kernels/kernels.h"
+#include "runtime/device/device.h"
 #include "runtime/error.h"
 
 namespace regatta {
@@ -17,6 +18,9 @@ void check_options(const EngineOptions& options, const sharding::Mesh& mesh) {
   if (options.momentum_dtype == DType::f16) throw wrong("momentum dtype is f16; expected f32 or bf16");
   if (!(options.loss_scaling.initial > 0))
     throw wrong("the initial loss scale is " + std::to_string(options.loss_scaling.initial) + "; expected above 0");
+  if (options.device != nullptr && options.proof_every > 0)
+    throw wrong("the live proof was asked for every " + std::to_string(options.proof_every) + " steps on " +
+                options.device->name() + "; it runs on device cpu only, so expected 0");
   const int dp = mesh.size("dp");
   if (options.accumulation != Accumulation::tree || options.mode == Mode::sharded || dp == 1) return;
   const bool zero2 = options.mode == Mode::zero2;
@@ -39,6 +43,11 @@ sharding::Plan make_plan(const std::vector<Param>& params, const std::vector<Gro
   check_options(options, mesh);
   if (groups.empty())
     throw Error(Code::invalid_argument, "there are no parameter groups; expected at least one with a rule");
+  for (const Group& group : groups)
+    if (options.device != nullptr && group.rule->device_form() == Rule::DeviceForm::none)
+      throw Error(Code::invalid_argument, "group " + group.name + " has rule " + std::string(group.rule->name()) +
+                                              ", which has no kernels for " + options.device->name() +
+                                              "; expected reg or adamw, or device cpu");
   std::vector<sharding::ParamSpec> specs;
   for (const Param& param : params) {
     if (param.group < 0 || param.group >= static_cast<int>(groups.size()))

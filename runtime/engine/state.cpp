@@ -19,7 +19,7 @@ std::vector<StateSpec> matrix_states(const Rule& rule, DType momentum_dtype) {
 }
 
 OptimizerState::OptimizerState(const sharding::Plan& plan, int rank, std::span<const Rule* const> rule_of_param,
-                               DType momentum_dtype) {
+                               DType momentum_dtype, Device* device) {
   const std::vector<sharding::Piece>& pieces = plan.layout(rank).pieces;
   constexpr std::int64_t alignment = 64;
   std::int64_t reserved = 0;
@@ -51,7 +51,7 @@ OptimizerState::OptimizerState(const sharding::Plan& plan, int rank, std::span<c
       matrix_offsets.back().push_back(reserve(
           state_shape(spec.extent, plan.params()[share.param].blocks[share.block]).numel() * size_of(DType::f32)));
   }
-  memory_ = Buffer(reserved);
+  memory_ = Buffer(reserved, device);
   for (const std::vector<std::int64_t>& of_matrix : matrix_offsets) {
     matrices_.emplace_back();
     for (std::int64_t offset : of_matrix) matrices_.back().push_back(reinterpret_cast<float*>(memory_.data() + offset));

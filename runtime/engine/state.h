@@ -20,8 +20,8 @@ class OptimizerState {
     std::byte* data = nullptr;
   };
 
-  OptimizerState(const sharding::Plan& plan, int rank, std::span<const Rule* const> rule_of_param,
-                 DType momentum_dtype);
+  OptimizerState(const sharding::Plan& plan, int rank, std::span<const Rule* const> rule_of_param, DType momentum_dtype,
+                 Device* device = nullptr);
 
   /// States of StateExtent::elements of a piece, in the order of Rule::state.
   std::span<const Tensor> tensors(int piece) const { return pieces_[piece].states; }
@@ -30,6 +30,8 @@ class OptimizerState {
   /// The other states of a matrix of Plan::matrices(), fp32, likewise; empty unless this rank owns it.
   std::span<float* const> of_matrix(int matrix) const { return matrices_[matrix]; }
   std::int64_t bytes() const { return used_; }
+  /// All of it, on the device or the host; the tensors lie in it.
+  const Buffer& memory() const { return memory_; }
 
  private:
   struct PieceState {

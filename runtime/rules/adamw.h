@@ -24,6 +24,8 @@ class AdamwRule final : public Rule {
   }
   void update(const RunTensors&, MatrixShape block, const StepInfo&, DType momentum_dtype, ThreadPool&,
               kernels::SweepHealth&) const override;
+  DeviceForm device_form() const override { return DeviceForm::adamw; }
+  kernels::cuda::AdamwScalars adamw_scalars(const StepInfo&) const override;
 
  private:
   AdamwSettings settings_;

@@ -77,6 +77,26 @@ RegTensors RegRule::tensors(const RunTensors& run, const StepInfo& info, DType m
   return line_tensors(run, info, momentum_dtype, settings_.momentum, settings_.weight_decay);
 }
 
+kernels::cuda::Norm RegRule::device_norm() const {
+  switch (settings_.p) {
+    case RegSettings::Norm::one: return kernels::cuda::Norm::one;
+    case RegSettings::Norm::inf: return kernels::cuda::Norm::inf;
+    case RegSettings::Norm::two: break;
+  }
+  return kernels::cuda::Norm::two;
+}
+
+kernels::cuda::RegScalars RegRule::reg_scalars(const StepInfo& info) const {
+  kernels::cuda::RegScalars numbers;
+  numbers.lr_rho = info.lr * settings_.rho;
+  numbers.eps = settings_.eps;
+  numbers.grad_scale = info.grad_scale;
+  numbers.mu = static_cast<float>(settings_.momentum);
+  numbers.one_minus_mu = static_cast<float>(1 - settings_.momentum);
+  numbers.decay = static_cast<float>(1 - info.lr * settings_.weight_decay);
+  return numbers;
+}
+
 void RegRule::update(const RunTensors& run, MatrixShape block, const StepInfo& info, DType momentum_dtype,
                      ThreadPool& pool, SweepHealth& health) const {
   if (run.run.empty()) return;

@@ -53,6 +53,10 @@ class RegRule final : public Rule {
   void apply(const RunTensors&, MatrixShape block, const StepInfo&, DType momentum_dtype,
              std::span<const kernels::LineFactors> passes, ThreadPool&, kernels::SweepHealth&) const override;
 
+  DeviceForm device_form() const override { return DeviceForm::reg; }
+  kernels::cuda::Norm device_norm() const override;
+  kernels::cuda::RegScalars reg_scalars(const StepInfo&) const override;
+
  private:
   Line line_of_pass(int pass, MatrixShape block) const;
   bool block_scale() const;

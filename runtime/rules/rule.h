@@ -28,6 +28,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/cuda/cuda_kernels.h"
 #include "kernels/kernels.h"
 #include "sharding/view.h"
 
@@ -136,6 +137,18 @@ class Rule {
   /// `passes` hold inverse norms, the last one already multiplied by step_scale.
   virtual void apply(const RunTensors&, MatrixShape /*block*/, const StepInfo&, DType /*momentum_dtype*/,
                      std::span<const kernels::LineFactors> /*passes*/, ThreadPool&, kernels::SweepHealth&) const {}
+
+  // On a device the engine runs the kernels itself; the rule says which, and gives their numbers of a step.
+
+  enum class DeviceForm : std::uint8_t {
+    none,   ///< the rule runs on the CPU only
+    reg,    ///< the lines of kernels/cuda, with device_norm() and reg_scalars()
+    adamw,  ///< with adamw_scalars()
+  };
+  virtual DeviceForm device_form() const { return DeviceForm::none; }
+  virtual kernels::cuda::Norm device_norm() const { return kernels::cuda::Norm::two; }
+  virtual kernels::cuda::RegScalars reg_scalars(const StepInfo&) const { return {}; }
+  virtual kernels::cuda::AdamwScalars adamw_scalars(const StepInfo&) const { return {}; }
 };
 
 /// NAME=VALUE settings of a rule; makes one of rule_names(). Throws Error(invalid_argument) naming the rule, the

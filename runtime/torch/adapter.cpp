@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "runtime/error.h"
+#include "runtime/torch/current_stream.h"
 
 namespace regatta {
 
@@ -72,9 +73,9 @@ std::string usual_rule(ParamKind kind, const std::string& matrix_rule) {
 std::vector<Param> describe(const std::vector<ModuleParam>& params) {
   std::vector<Param> described;
   for (const ModuleParam& param : params) {
-    if (!param.tensor.device().is_cpu()) {
-      throw Error(Code::invalid_argument,
-                  "parameter '" + param.name + "' is on " + param.tensor.device().str() + ", but the CPU was expected");
+    if (!param.tensor.device().is_cpu() && !param.tensor.device().is_cuda()) {
+      throw Error(Code::invalid_argument, "parameter '" + param.name + "' is on " + param.tensor.device().str() +
+                                              ", but the CPU or a CUDA device was expected");
     }
     Param& entry = described.emplace_back();
     entry.name = param.name;
@@ -107,14 +108,25 @@ EngineAttachment::EngineAttachment(const std::vector<ModuleParam>& params, Engin
                                               std::string(name_of(view.dtype)));
     }
   }
+  const bool on_device = engine_.options().device != nullptr;
+  for (const ModuleParam& param : params_) {
+    if (!param.tensor.device().is_cuda() || on_device) continue;
+    throw Error(Code::invalid_argument, "parameter '" + param.name + "' is on " + param.tensor.device().str() +
+                                            ", but the engine is on the CPU; give EngineOptions a device");
+  }
   // All fit: from here on the module's tensors change.
   for (std::size_t i = 0; i < params_.size(); ++i) {
     at::Tensor& tensor = params_[i].tensor;
     const ParamView view = engine_.param(static_cast<int>(i));
-    at::Tensor home = at::from_blob(view.data, tensor.sizes(), at::TensorOptions().dtype(scalar_type(view.dtype)));
+    // Of CUDA memory, torch asks the driver which device it is on.
+    at::Tensor home = at::from_blob(
+        view.data, tensor.sizes(),
+        at::TensorOptions().dtype(scalar_type(view.dtype)).device(on_device && view.numel > 0 ? at::kCUDA : at::kCPU));
     home.copy_(tensor.detach());
     tensor.set_data(home);
   }
+  use_current_stream();
+  synchronize_current_stream();
   engine_.publish_params();
 
   for (std::size_t i = 0; i < params_.size(); ++i) {
@@ -133,6 +145,10 @@ EngineAttachment::EngineAttachment(const std::vector<ModuleParam>& params, Engin
 EngineAttachment::~EngineAttachment() {
   for (Hooks::Hook& hook : hooks_->all) hook.accumulator->del_post_hook(hook.key);
   for (ModuleParam& param : params_) param.tensor.set_data(param.tensor.detach().clone());
+}
+
+void EngineAttachment::use_current_stream() {
+  if (engine_.options().device) engine_.use_stream(current_stream());
 }
 
 void EngineAttachment::take_grad(int index) {

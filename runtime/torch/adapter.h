@@ -8,9 +8,10 @@
 //     for each micro-batch: loss.backward();                // gradients are handed over and dropped
 //     engine.step(lr);                                      // the module sees the new values
 //
-// One attachment per module and engine, on the engine's thread; backward must be called there as well. CPU tensors
-// only. Errors: Error(invalid_argument) naming the parameter. An error of the engine inside a hook comes out of
-// backward().
+// One attachment per module and engine, on the engine's thread; backward must be called there as well. With an engine
+// on a CUDA device the module moves there; hooks then run on autograd's thread for the device while backward waits for
+// it, and everything is on torch's current stream of that moment. Errors: Error(invalid_argument) naming the parameter.
+// An error of the engine inside a hook comes out of backward().
 
 #include <ATen/core/Tensor.h>
 #include <torch/nn/module.h>
@@ -54,6 +55,10 @@ class EngineAttachment {
   ~EngineAttachment();
   EngineAttachment(const EngineAttachment&) = delete;
   EngineAttachment& operator=(const EngineAttachment&) = delete;
+
+  /// The engine's work goes on torch's current stream from now on; call it before step() after changing streams. Does
+  /// nothing on the CPU. The constructor does so too.
+  void use_current_stream();
 
  private:
   void take_grad(int index);

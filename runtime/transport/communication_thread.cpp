@@ -46,6 +46,7 @@ Ticket CommunicationThread::submit(Operation&& operation) {
   Slot& slot = slots_[number % Transport::max_in_flight];
   slot.operation = std::move(operation);
   slot.busy_ns.store(0, std::memory_order_relaxed);
+  start(slot, number);
   if (!thread_.joinable()) {
     submitted_ = number;
     execute(slot, number);
@@ -80,12 +81,39 @@ void CommunicationThread::loop() {
   }
 }
 
+// What a device does goes on its stream here, so that streams see collectives in the order of the calls.
+void CommunicationThread::start(Slot& slot, std::uint64_t number) {
+  Transport& transport = *slot.operation.transport;
+  slot.device = transport.device();
+  if (slot.device == nullptr) return;
+  try {
+    if (slot.event.handle() == nullptr) slot.event = Event(*slot.device);
+    transport.do_begin();
+    transport.run(slot.operation);
+    transport.do_mark(slot.operation, slot.event.handle());
+  } catch (const Error& error) {
+    poison(number, error.code(), error.what());
+    throw;
+  }
+}
+
+void CommunicationThread::then(std::uint64_t number, StreamHandle stream) const {
+  check();
+  const Slot& slot = slots_[number % Transport::max_in_flight];
+  if (slot.device == nullptr) return wait(number);
+  slot.device->wait(stream, slot.event.handle());
+}
+
 void CommunicationThread::execute(Slot& slot, std::uint64_t number) {
   Operation& operation = slot.operation;
   if (failed_from_.load(std::memory_order_relaxed) == 0) {
     const auto start = std::chrono::steady_clock::now();
     try {
-      operation.transport->run(operation);
+      if (slot.device == nullptr) {
+        operation.transport->run(operation);
+      } else {
+        operation.transport->do_watch(operation, slot.event.handle());
+      }
     } catch (const Error& error) {
       poison(number, error.code(), error.what());
     } catch (const std::exception& error) {
@@ -129,6 +157,10 @@ void CommunicationThread::drain() noexcept { block_until(submitted_); }
 
 void Ticket::wait() const {
   if (thread_ != nullptr) thread_->wait(number_);
+}
+
+void Ticket::then(StreamHandle stream) const {
+  if (thread_ != nullptr) thread_->then(number_, stream);
 }
 
 bool Ticket::done() const { return thread_ == nullptr || thread_->done(number_); }

@@ -38,6 +38,7 @@ struct Operation {
   std::span<const std::byte> send;
   std::span<std::byte> receive;
   Reducer reduce;
+  std::optional<DType> elements;
   std::string_view label;
 };
 
@@ -60,13 +61,17 @@ class CommunicationThread {
   friend class Ticket;
   struct Slot {
     Operation operation;
+    Event event;               ///< of transports of a device: made with the first operation here, recorded with each
+    Device* device = nullptr;  ///< null when the operation had none
     std::atomic<std::int64_t> busy_ns{0};
   };
   void loop();
+  void start(Slot& slot, std::uint64_t number);
   void execute(Slot& slot, std::uint64_t number);
   void poison(std::uint64_t number, Code code, const std::string& sentence);
   void block_until(std::uint64_t number) const;
   void wait(std::uint64_t number) const;
+  void then(std::uint64_t number, StreamHandle stream) const;
   bool done(std::uint64_t number) const { return completed_.load(std::memory_order_acquire) >= number; }
 
   std::shared_ptr<Peers> peers_;  // shared with the other users of the same table

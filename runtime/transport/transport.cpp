@@ -139,7 +139,8 @@ void Transport::check_counts(std::string_view kind, std::span<const std::int64_t
 }
 
 Ticket Transport::reduce_scatter(const SymmetricBuffer& buffer, std::int64_t offset,
-                                 std::span<const std::int64_t> bounds, Reducer reduce, std::string_view label) {
+                                 std::span<const std::int64_t> bounds, Reducer reduce, std::string_view label,
+                                 std::optional<DType> elements) {
   check_chunks("reduce_scatter", buffer, offset, bounds, label);
   if (!reduce) refuse("reduce_scatter", label, "there is no reducer");
   const std::int64_t own = bounds[rank_ + 1] - bounds[rank_];
@@ -149,6 +150,7 @@ Ticket Transport::reduce_scatter(const SymmetricBuffer& buffer, std::int64_t off
   operation.offset = offset;
   operation.bounds = bounds;
   operation.reduce = std::move(reduce);
+  operation.elements = elements;
   operation.label = label;
   return submit(std::move(operation), bounds.back() - bounds.front() - own);
 }
@@ -229,7 +231,8 @@ void Transport::run(Operation& operation) {
   switch (operation.kind) {
     case Collective::reduce_scatter:
       if (world_size() > 1) {
-        do_reduce_scatter(operation.buffer, operation.offset, operation.bounds, operation.reduce, operation.label);
+        do_reduce_scatter(operation.buffer, operation.offset, operation.bounds, operation.reduce, operation.label,
+                          operation.elements);
       } else if (operation.bounds[0] < operation.bounds[1]) {
         const std::byte* piece = operation.buffer.data() + operation.offset + operation.bounds[0];
         operation.reduce(std::span(&piece, 1), operation.bounds[0], operation.bounds[1]);
@@ -270,14 +273,17 @@ void Transport::run_exchange(Operation& operation) {
   }
   Outgoing& own_out = outgoing_[rank_];
   Incoming& own_in = incoming_[rank_];
-  if (own_out.bytes > 0 && own_out.data != own_in.data) {
+  if (device() == nullptr && own_out.bytes > 0 && own_out.data != own_in.data) {
     std::memmove(own_in.data, own_out.data, static_cast<std::size_t>(own_out.bytes));
   }
+  if (device() != nullptr) return do_exchange(outgoing_, incoming_, name_of(operation.kind), operation.label);
   own_out = {};
   own_in = {};
   if (world_size() > 1) do_exchange(outgoing_, incoming_, name_of(operation.kind), operation.label);
   if (options().faults) options().faults->arrived(root_ranks_[rank_], operation.label, operation.receive);
 }
+
+void Transport::follow(StreamHandle stream) { followed_ = stream; }
 
 // ---- set-up calls
 
@@ -321,6 +327,17 @@ SymmetricBuffer Transport::allocate(std::int64_t bytes) {
     }
   }
   return do_allocate(std::max<std::int64_t>(bytes, 64), allocation_count_++);
+}
+
+SymmetricBuffer Transport::adopt(std::byte* data, std::int64_t bytes, std::shared_ptr<void> owner) {
+  if (world_size() != 1)
+    throw Error(Code::invalid_argument, "adopt: a group of " + std::to_string(world_size()) +
+                                            " ranks has to allocate its memory; expected one rank");
+  auto memory = std::make_shared<SymmetricMemory>();
+  memory->group = group_;
+  memory->copies = {data};
+  memory->owners.push_back(std::move(owner));
+  return SymmetricBuffer(data, bytes, allocation_count_++, std::move(memory));
 }
 
 std::unique_ptr<Transport> Transport::split(std::span<const int> ranks) {

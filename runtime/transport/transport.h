@@ -11,6 +11,11 @@
 // a call is given by span or string_view (bounds, counts, bytes, the label) is borrowed: it must stay valid and
 // unchanged until the ticket is done. A Reducer is moved in; keep its captures small, or std::function allocates.
 //
+// A transport of a device (device() not null) has its memory there and a stream of its own, on which collectives run in
+// call order. A call then puts its work on that stream before it returns, behind what is on the followed stream at
+// that moment, and the communication thread only watches it; Reducers are called within the call. Exchanges and
+// broadcasts take memory of the host as well as the device's.
+//
 // Errors: a wrong call throws Error(invalid_argument) before anything is queued. A peer that does not arrive within the
 // deadline, is gone, or has aborted makes wait() throw Error(timeout | transport | aborted) naming the collective's
 // label and the ranks that did not arrive; after that every call on this rank's transports throws the same, and the
@@ -23,12 +28,15 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "runtime/device/device.h"
 #include "runtime/error.h"
+#include "sharding/dtype.h"
 
 namespace regatta {
 
@@ -95,6 +103,8 @@ class Ticket {
   /// Blocks until done; throws what the collective threw. Waiting twice is harmless. An empty ticket is done.
   void wait() const;
   bool done() const;
+  /// What follows on `stream` comes after the collective. A transport without a device waits here instead.
+  void then(StreamHandle stream) const;
   /// Nanoseconds the communication thread spent on it. Requires done().
   std::int64_t busy_ns() const;
 
@@ -123,6 +133,11 @@ struct TransportOptions {
   const std::atomic<bool>* stop = nullptr;
   /// May be null; outlives the transports.
   TransportFaults* faults = nullptr;
+  /// Who adds up in a reduce_scatter over a device's transport: the ranks' parts as a tree in rank order, with the bits
+  /// of every other transport, or the device's library in an order of its own.
+  enum class Reduction { tree, sum } reduction = Reduction::tree;
+  /// Whose memory a transport of a device moves (nccl). shared_ptr: engines of the rank use it too.
+  std::shared_ptr<Device> device;
 };
 
 /// How a rank of the root transport is doing, as far as this rank can tell.
@@ -159,6 +174,12 @@ class Transport {
   /// How this group's bytes travel, for reports: "direct", "shared memory", "messages", and why if it was not asked
   /// for.
   virtual std::string data_path() const = 0;
+  /// The device whose memory allocate() gives and collectives read; null for the host's.
+  virtual Device* device() const { return nullptr; }
+  /// The stream that collectives run on; null without a device.
+  virtual StreamHandle stream() const { return nullptr; }
+  /// Calls from now on come after what is on `stream` when they are made. Does nothing without a device.
+  void follow(StreamHandle stream);
 
   /// The transport of the group `ranks` (ranks of this one, ascending, this rank among them). Collective over this
   /// transport: every rank calls it at the same point, with its own group. Shares the communication thread.
@@ -166,12 +187,16 @@ class Transport {
 
   /// Collective over the group; blocking; the same byte count on all ranks (checked). Zeroed, 64-byte aligned.
   SymmetricBuffer allocate(std::int64_t bytes);
+  /// The same for memory that there is already, wherever it lies, in a group of one rank. Not blocking.
+  SymmetricBuffer adopt(std::byte* data, std::int64_t bytes, std::shared_ptr<void> owner);
 
-  /// Sums bytes [bounds[r], bounds[r+1]) of everybody's buffer on rank r, with `reduce`. bounds has world_size + 1
+  /// Sums bytes [bounds[r], bounds[r+1]) of everybody's buffer on rank r, with `reduce`. `elements` says of what type
+  /// they are: a transport that was told to add by itself then does, and `reduce` sees one piece, the sum. bounds has
+  /// world_size + 1
   /// ascending entries, relative to `offset` in `buffer`, equal on all ranks; chunks may be empty. Done when every peer
   /// has read this rank's part, so the buffer may be overwritten then.
   Ticket reduce_scatter(const SymmetricBuffer& buffer, std::int64_t offset, std::span<const std::int64_t> bounds,
-                        Reducer reduce, std::string_view label);
+                        Reducer reduce, std::string_view label, std::optional<DType> elements = {});
   /// Copies everybody's chunk [bounds[r], bounds[r+1]) into everybody's buffer, in place.
   Ticket all_gather(const SymmetricBuffer& buffer, std::int64_t offset, std::span<const std::int64_t> bounds,
                     std::string_view label);
@@ -222,17 +247,23 @@ class Transport {
   // Called on the communication thread, one at a time; block until done or throw Error. Only for groups of two and
   // more.
   virtual void do_reduce_scatter(const SymmetricBuffer&, std::int64_t offset, std::span<const std::int64_t> bounds,
-                                 const Reducer&, std::string_view label) = 0;
+                                 const Reducer&, std::string_view label, std::optional<DType> elements) = 0;
   virtual void do_all_gather(const SymmetricBuffer&, std::int64_t offset, std::span<const std::int64_t> bounds,
                              std::string_view label) = 0;
   /// By group rank; the own entries are empty. `kind` is the name of the collective it serves.
   virtual void do_exchange(std::span<const Outgoing> send, std::span<const Incoming> receive, std::string_view kind,
                            std::string_view label) = 0;
   virtual void do_barrier(std::string_view label) = 0;
+  /// For transports of a device, whose do_*() put work on the stream on the calling thread: called there before and
+  /// after each collective, and on the communication thread to wait until that work is done. They throw Error.
+  virtual void do_begin() {}
+  virtual void do_mark(Operation&, EventHandle) {}
+  virtual void do_watch(Operation&, EventHandle) {}
   // Called on the thread that drives the transport.
   virtual SymmetricBuffer do_allocate(std::int64_t bytes, int id) = 0;
 
   TransportShared& shared() const { return *shared_; }
+  StreamHandle followed() const { return followed_; }
   int group() const { return group_; }
 
  private:
@@ -249,6 +280,7 @@ class Transport {
   std::vector<int> root_ranks_;
   int group_;
   int allocation_count_ = 0;
+  StreamHandle followed_ = nullptr;
   std::vector<Outgoing> outgoing_;
   std::vector<Incoming> incoming_;
   mutable TransportCounters counters_;

@@ -94,7 +94,7 @@ def steer(ranks, processes):
     assert "has no setting rho" in ctl(address, "set", "rho=0.1", "--group", "adamw", code=2)
     assert "no group" in ctl(address, "set", "lr=1", "--group", "nobody", code=2)
     assert "cannot be changed" in ctl(address, "set", "passes=2", code=2)
-    assert "no checkpoints yet" in ctl(address, "checkpoint", code=1)
+    assert "keeps no checkpoints" in ctl(address, "checkpoint", code=1)
     assert len(ctl(address, "plan")["wire_bytes"]) == ranks
     last = ctl(address, "drain")["applies_at_step"]
     assert end(job) == 0, (WORK / "steered.err").read_text()

@@ -151,7 +151,7 @@ std::byte* MessageTransport::staging(std::int64_t bytes) {
 
 void MessageTransport::do_reduce_scatter(const SymmetricBuffer& buffer, std::int64_t offset,
                                          std::span<const std::int64_t> bounds, const Reducer& reduce,
-                                         std::string_view label) {
+                                         std::string_view label, std::optional<DType> /*elements*/) {
   Wait wait(*shared().peers, shared().options, "reduce_scatter", label);
   begin();
   const int ranks = world_size();

@@ -25,7 +25,7 @@ class MessageTransport final : public Transport {
 
  protected:
   void do_reduce_scatter(const SymmetricBuffer& buffer, std::int64_t offset, std::span<const std::int64_t> bounds,
-                         const Reducer& reduce, std::string_view label) override;
+                         const Reducer& reduce, std::string_view label, std::optional<DType> elements) override;
   void do_all_gather(const SymmetricBuffer& buffer, std::int64_t offset, std::span<const std::int64_t> bounds,
                      std::string_view label) override;
   void do_exchange(std::span<const Outgoing> send, std::span<const Incoming> receive, std::string_view kind,

@@ -98,7 +98,7 @@ void BoardTransport::finish(Wait& wait) {
 
 void BoardTransport::do_reduce_scatter(const SymmetricBuffer& buffer, std::int64_t offset,
                                        std::span<const std::int64_t> bounds, const Reducer& reduce,
-                                       std::string_view label) {
+                                       std::string_view label, std::optional<DType> /*elements*/) {
   Wait wait(*shared().peers, shared().options, "reduce_scatter", label);
   const std::uint64_t signature = signature_of(Collective::reduce_scatter, buffer.id(), offset, bounds);
   arrive(wait, signature, label);

@@ -1,0 +1,29 @@
+#include "cli/device_flags.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+
+#include "runtime/transport/nccl/nccl_transport.h"
+
+namespace regatta::cli {
+
+void add_device_flags(CLI::App& app, DeviceFlags& flags) {
+  app.add_option("--device", flags.device,
+                 "cpu, cuda, or cuda:N: where parameters, gradients and state lie and are swept")
+      ->capture_default_str();
+  app.add_option("--reduction", flags.reduction,
+                 "Who adds gradients over transport nccl: tree (in rank order, the bits of every other transport) or "
+                 "sum (NCCL itself)")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"tree", "sum"}));
+}
+
+std::shared_ptr<Device> device_of(const DeviceFlags& flags) {
+  return open_device(flags.device, local_rank_of_job() % std::max(1, cuda_device_count()));
+}
+
+TransportOptions::Reduction reduction_of(const DeviceFlags& flags) {
+  return flags.reduction == "sum" ? TransportOptions::Reduction::sum : TransportOptions::Reduction::tree;
+}
+
+}  // namespace regatta::cli

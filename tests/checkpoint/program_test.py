@@ -1,0 +1,152 @@
+"""Real jobs that are saved, stopped, damaged and gone on with: program_test.py REGATTA CASE [MPIRUN]."""
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+REGATTA, CASE = sys.argv[1:3]
+MPIRUN = sys.argv[3] if len(sys.argv) > 3 else None
+WORK = pathlib.Path(tempfile.mkdtemp(prefix="regatta-checkpoint-"))
+os.environ["OMP_NUM_THREADS"] = "1"
+(WORK / "text.txt").write_text(" ".join(f"{i} steamed {i * 7919 % 1009} miles;" for i in range(400)))
+JOB = ["finetune", "--init", "random", "--hidden", "32", "--layers", "2", "--heads", "2", "--data", WORK / "text.txt", "--seq", "32",
+       "--micro-batch", "1", "--accumulation", "tree", "--clip", "1"]
+DEFAULTS = {"--global-batch": 4, "--rule": "reg", "--lr": 0.01}
+
+
+def command(name, ranks, *flags, processes=False, tp=1):
+    defaults = [word for flag, value in DEFAULTS.items() if flag not in flags for word in (flag, value)]
+    words = [REGATTA, *JOB, *defaults, "--mesh", f"dp={ranks}" + (f",tp={tp}" if tp > 1 else ""), "--out", WORK / name, *flags]
+    if processes:
+        words = [MPIRUN, "-n", ranks * tp, *words, "--transport", "mpi"]
+    return [str(word) for word in words]
+
+
+def train(name, ranks, *flags, code=0, **how):
+    done = subprocess.run(command(name, ranks, *flags, **how), capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == code, (name, flags, done.returncode, done.stderr)
+    return done.stderr
+
+
+def weights(name):
+    return hashlib.sha256((WORK / name / "model.safetensors").read_bytes()).hexdigest()
+
+
+def saved(name):
+    return sorted(path.name for path in (WORK / name / "checkpoints").iterdir())
+
+
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 4
+    path.write_bytes(content)
+
+
+def anywhere():
+    """Saved by four processes in the middle, gone on with on 1, 2 and 4 ranks, as threads and processes, in another mode and cut."""
+    train("straight", 4, "--steps", 6, "--checkpoint-every", 3, processes=True)
+    assert saved("straight") == ["latest", "step-00000003", "step-00000006"], saved("straight")
+    middle = WORK / "straight/checkpoints/step-00000003"
+    for ranks, flags, how in ((1, [], {}), (2, [], {"processes": True}), (4, ["--mode", "zero2", "--bucket-bytes", 5000], {}),
+                              (2, ["--cut", "element"], {})):
+        said = train(f"on{ranks}{len(flags)}", ranks, "--steps", 6, "--resume", middle, *flags, **how)
+        assert "step 3" in said and "dp=4" in said and f"dp={ranks}" in said, said
+        assert weights(f"on{ranks}{len(flags)}") == weights("straight"), (ranks, flags)
+        assert "step-00000006" in saved(f"on{ranks}{len(flags)}")
+    # Three ranks and tensor parallelism load the same, but add up in another order.
+    train("three", 3, "--steps", 4, "--resume", middle, "--allow", "batch", "--global-batch", 3)
+    said = train("split", 2, "--steps", 6, "--resume", middle, processes=True, tp=2)
+    assert "dp=2,tp=2" in said, said
+    # Back on what tensor-parallel ranks saved.
+    train("back", 2, "--steps", 7, "--resume", WORK / "split/checkpoints/step-00000006")
+
+
+def damaged():
+    """A damaged newest one is skipped with a warning, the one before is gone on from, and the step is saved again."""
+    train("straight", 2, "--steps", 6)
+    train("job", 2, "--steps", 4, "--checkpoint-every", 2)
+    state = WORK / "job/checkpoints/step-00000004/state-00001.safetensors"
+    flip(state, state.stat().st_size - 9)
+    said = train("job", 2, "--steps", 4, "--checkpoint-every", 2, "--resume", state.parent, code=2)
+    assert "state-00001.safetensors" in said, said
+    said = train("job", 2, "--steps", 6, "--checkpoint-every", 2, "--resume", "auto")
+    assert "skipped" in said and "state-00001.safetensors" in said and "after step 2" in said, said
+    assert weights("job") == weights("straight")
+    assert saved("job")[:4] == ["latest", "step-00000002", "step-00000004", "step-00000006"], saved("job")
+    # The one that was damaged is sound now.
+    train("again", 2, "--steps", 6, "--resume", WORK / "job/checkpoints/step-00000004")
+    assert weights("again") == weights("straight")
+    for name in ("step-00000002", "step-00000006"):
+        (WORK / f"job/checkpoints/{name}/manifest.json").unlink()
+    shutil.rmtree(WORK / "job/checkpoints/step-00000004")
+    said = train("job", 2, "--steps", 6, "--resume", "auto", code=2)
+    assert "manifest.json" in said, said
+
+
+def stopped():
+    """SIGTERM and SIGUSR1 end the job well, with a checkpoint of the step in progress, from which it goes on to the same bits."""
+    train("straight", 2, "--steps", 250)
+    going = []
+    for number in (signal.SIGTERM, signal.SIGUSR1, None):
+        job = subprocess.Popen(command("job", 2, "--steps", 250, "--checkpoint-every", 100000, "--resume", "auto", *going), stderr=subprocess.PIPE,
+                               stdout=subprocess.DEVNULL, text=True)
+        before = saved("job")[-1] if (WORK / "job/checkpoints").exists() and saved("job") else ""
+        if number:
+            log = WORK / "job/log.jsonl"
+            size = log.stat().st_size if log.exists() else 0
+            while job.poll() is None and not (log.exists() and log.stat().st_size not in (0, size)):
+                time.sleep(0.02)
+            time.sleep(0.3)
+            job.send_signal(number)
+        said = job.communicate(timeout=120)[1]
+        assert job.returncode == 0, said
+        assert saved("job")[-1] > before, (saved("job"), said)
+        if number:
+            assert "drained" in said, said
+    assert weights("job") == weights("straight")
+
+
+def refused():
+    """What cannot be gone on with is said in a sentence, with exit code 2, and nothing is changed."""
+    train("job", 2, "--steps", 2, "--checkpoint-every", 2)
+    there = WORK / "job/checkpoints"
+    listing = saved("job")
+
+    def says(*words, flags, code=2):
+        said = train("job", 2, "--steps", 4, "--resume", "auto", *flags, code=code)
+        assert all(word in said for word in words) and said.count("\n") == 1, (flags, said)
+        assert saved("job") == listing
+
+    says("--allow rules", "--allow state", "moment1", flags=["--rule", "adamw"])
+    says("--allow batch", "8", flags=["--global-batch", 8])
+    says("--allow schedule", flags=["--lr", 0.02])
+    says("--allow arithmetic", "bf16", flags=["--dtype", "bf16"])
+    said = train("job", 2, "--steps", 4, "--checkpoint-every", 2, code=2)
+    assert "--resume auto" in said, said
+    train("job", 2, "--steps", 4, "--resume", WORK / "nowhere", code=2)
+    said = train("more", 2, "--steps", 4, "--checkpoint-every", 2, "--checkpoint-dir", "/proc/checkpoints", code=1)
+    assert "/proc/checkpoints" in said, said
+    # A manifest from the future: a clear sentence.
+    manifest = there / "step-00000002/manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"format": 1', '"format": 9'))
+    said = train("job", 2, "--steps", 4, "--resume", "auto", code=2)
+    assert "format 9" in said and "newer" in said, said
+    manifest.write_text(text)
+    # An older one in the same folder would be forgotten by the next --resume auto.
+    shutil.copytree(there / "step-00000002", there / "step-00000003")
+    said = train("job", 2, "--steps", 4, "--resume", there / "step-00000002", code=2)
+    assert "step-00000003" in said, said
+    shutil.rmtree(there / "step-00000003")
+    # Allowed, it goes on.
+    train("job", 2, "--steps", 4, "--resume", "auto", "--lr", 0.02, "--allow", "schedule")
+
+
+{"anywhere": anywhere, "damaged": damaged, "stopped": stopped, "refused": refused}[CASE]()
+shutil.rmtree(WORK)

@@ -1,0 +1,25 @@
+# The library holds machine code of one architecture for every kernel in the sources.
+#
+#   cmake -DCUOBJDUMP=program -DLIBRARY=file -DARCHITECTURE=sm_90 -DSOURCES=files -P machine_code_test.cmake
+execute_process(COMMAND ${CUOBJDUMP} -arch ${ARCHITECTURE} -res-usage ${LIBRARY} OUTPUT_VARIABLE listing ERROR_VARIABLE listing
+                RESULT_VARIABLE result)
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "cuobjdump said ${result}: ${listing}")
+endif()
+set(kernels 0)
+foreach(source IN LISTS SOURCES)
+  file(STRINGS ${source} lines REGEX "^[a-z_]+_kernel\\(|REGATTA_KERNEL.* [a-z_]+_kernel\\(")
+  foreach(line IN LISTS lines)
+    string(REGEX MATCH "[a-z_]+_kernel" name "${line}")
+    string(REGEX MATCHALL "Function [^\n:]*${name}[^\n:]*:" found "${listing}")
+    list(LENGTH found count)
+    if(count EQUAL 0)
+      message(SEND_ERROR "${LIBRARY} has no ${ARCHITECTURE} code for ${name} of ${source}")
+    endif()
+    math(EXPR kernels "${kernels} + 1")
+    message(STATUS "${name}: ${count} of ${ARCHITECTURE}")
+  endforeach()
+endforeach()
+if(kernels EQUAL 0)
+  message(FATAL_ERROR "no kernel found in ${SOURCES}")
+endif()

@@ -1,0 +1,238 @@
+// The NCCL transport's own code over a stand-in for the library (tests/support/fake_nccl): the contract of all
+// transports, failures, both ways to add up, and the engine on an emulated device with the bits of `local`. What only
+// GPUs and the real library can show is in bench/gpu.
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <functional>
+#include <thread>
+
+#include "cli/replay/run.h"
+#include "runtime/transport/nccl/meeting.h"
+#include "runtime/transport/nccl/nccl_transport.h"
+#include "tests/runtime/transport_contract.h"
+#include "tests/support/emulated_device.h"
+#include "tests/support/recorded_case.h"
+#include "tests/support/spmd.h"
+
+namespace regatta {
+
+// In place of launcher.cpp: ranks are threads, whose environment is one.
+thread_local JobPlace place_of_this_rank;
+JobPlace job_place() { return place_of_this_rank; }
+
+namespace testing {
+namespace {
+
+std::string meeting_file() {
+  static int count = 0;
+  return ::testing::TempDir() + "regatta_meeting_" + std::to_string(getpid()) + "_" + std::to_string(++count);
+}
+
+TransportOptions nccl_options() {
+  TransportOptions options = test_transport_options();
+  options.device = emulated_device(true);
+  return options;
+}
+
+/// As run_ranks; the sentence of every rank's error.
+std::vector<std::string> run_nccl_ranks(int ranks, const TransportOptions& options,
+                                        const std::function<void(Transport&)>& body) {
+  const std::string file = meeting_file();
+  std::vector<std::string> sentences(static_cast<std::size_t>(ranks));
+  std::vector<std::thread> threads;
+  for (int r = 0; r < ranks; ++r)
+    threads.emplace_back([&, r] {
+      place_of_this_rank = {r, ranks, r, "", 0, file};
+      try {
+        const std::unique_ptr<Transport> transport = make_nccl_transport(options);
+        try {
+          body(*transport);
+        } catch (const Error& error) {
+          transport->abort(error.what(), error.code(), error.code() == Code::aborted);
+          throw;
+        } catch (const std::exception& error) {
+          transport->abort(error.what(), Code::transport);
+          throw;
+        }
+      } catch (const std::exception& error) {
+        sentences[static_cast<std::size_t>(r)] = error.what();
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  return sentences;
+}
+
+void expect_good(const std::vector<std::string>& sentences) {
+  for (std::size_t r = 0; r < sentences.size(); ++r) EXPECT_EQ(sentences[r], "") << "rank " << r;
+}
+
+struct NcclCase {
+  int ranks;
+  ContractCase contract;
+};
+class NcclTransport : public ::testing::TestWithParam<NcclCase> {};
+TEST_P(NcclTransport, Keeps) {
+  expect_good(run_nccl_ranks(GetParam().ranks, nccl_options(), GetParam().contract.body));
+}
+std::vector<NcclCase> nccl_cases() {
+  std::vector<NcclCase> cases;
+  for (const int ranks : {1, 2, 3, 4})
+    for (const ContractCase& contract : contract_cases) cases.push_back({ranks, contract});
+  return cases;
+}
+INSTANTIATE_TEST_SUITE_P(Contract, NcclTransport, ::testing::ValuesIn(nccl_cases()), [](const auto& info) {
+  return std::string(info.param.contract.name) + "On" + std::to_string(info.param.ranks);
+});
+
+TEST(NcclFailures, ARankThatDoesNotComeIsTold) {
+  TransportOptions options = nccl_options();
+  options.deadline = std::chrono::milliseconds(700);
+  const auto sentences = run_nccl_ranks(2, options, [](Transport& t) {
+    const SymmetricBuffer buffer = t.allocate(128);
+    const std::vector<std::int64_t> bounds{0, 64, 128};
+    if (t.rank() == 1) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1800));
+      return;
+    }
+    t.all_gather(buffer, 0, bounds, "parameters of bucket 7").wait();
+  });
+  EXPECT_NE(sentences[0].find("all_gather 'parameters of bucket 7' did not complete within the deadline of 0.7 s"),
+            std::string::npos)
+      << sentences[0];
+}
+
+TEST(NcclFailures, AnAbortReachesTheOthers) {
+  const auto sentences = run_nccl_ranks(3, nccl_options(), [](Transport& t) {
+    if (t.rank() == 1) throw Error(Code::device, "the disk of rank 1 is full");
+    t.barrier("before the step");
+  });
+  EXPECT_EQ(sentences[1], "the disk of rank 1 is full");
+  for (const int r : {0, 2})
+    EXPECT_NE(sentences[r].find("rank 1 stopped: the disk of rank 1 is full"), std::string::npos) << sentences[r];
+}
+
+TEST(NcclFailures, RanksThatDisagreeGetAnErrorOfTheLibrary) {
+  const auto sentences = run_nccl_ranks(2, nccl_options(), [](Transport& t) {
+    std::vector<std::byte> send(8), receive(16);
+    const std::vector<std::int64_t> eight(2, t.rank() == 0 ? 8 : 4);
+    std::vector<std::int64_t> counts{0, 0};
+    counts[1 - t.rank()] = t.rank() == 0 ? 8 : 4;
+    t.exchange(std::span(send).first(static_cast<std::size_t>(counts[1 - t.rank()])), counts,
+               std::span(receive).first(static_cast<std::size_t>(counts[1 - t.rank()])), counts, "lines")
+        .wait();
+  });
+  EXPECT_NE(sentences[0] + sentences[1], "");
+  EXPECT_NE((sentences[0] + sentences[1]).find("exchange 'lines'"), std::string::npos)
+      << sentences[0] << " / " << sentences[1];
+}
+
+TEST(NcclReduction, SumIsTheLibrarysAndTreeIsOurs) {
+  for (const auto reduction : {TransportOptions::Reduction::tree, TransportOptions::Reduction::sum}) {
+    TransportOptions options = nccl_options();
+    options.reduction = reduction;
+    expect_good(run_nccl_ranks(4, options, [&](Transport& t) {
+      const SymmetricBuffer buffer = t.allocate(64);
+      // (a + b) + (c + d) differs from the fold ((d + c) + b) + a for these.
+      const float of_rank[] = {1e8F, 1, -1e8F, 3};
+      auto* values = reinterpret_cast<float*>(buffer.data());
+      for (int i = 0; i < 16; ++i) values[i] = of_rank[t.rank()];
+      std::size_t pieces_seen = 0;
+      float first = 0;
+      const std::vector<std::int64_t> bounds{0, 16, 16, 40, 64};
+      t.reduce_scatter(
+           buffer, 0, bounds,
+           [&](std::span<const std::byte* const> pieces, std::int64_t, std::int64_t) {
+             pieces_seen = pieces.size();
+             const auto at = [&](std::size_t p) { return *reinterpret_cast<const float*>(pieces[p]); };
+             first = pieces.size() == 1 ? at(0) : (at(0) + at(1)) + (at(2) + at(3));
+           },
+           "sums", DType::f32)
+          .wait();
+      if (t.rank() == 1) {
+        require(pieces_seen == 0, "an empty chunk is not reduced");
+        return;
+      }
+      const bool tree = reduction == TransportOptions::Reduction::tree;
+      require(pieces_seen == (tree ? 4 : 1), "pieces: " + std::to_string(pieces_seen));
+      const float expected = tree ? (1e8F + 1.0F) + (-1e8F + 3.0F) : ((3.0F + -1e8F) + 1.0F) + 1e8F;
+      require(first == expected, "sum " + std::to_string(first));
+    }));
+  }
+}
+
+TEST(NcclEngine, GivesTheBitsOfLocal) {
+  testing::CaseBuilder builder(8, 2);
+  const cli::ReplayCase recorded =
+      builder.add({"wide", {7, 19}}).add({"tall", {23, 6}}).add({"long_row", {2, 300}}).take();
+  for (const char* mesh : {"dp=2", "dp=4", "dp=2,tp=2"}) {
+    cli::ReplayOptions options;
+    options.mesh = sharding::Mesh::parse(mesh);
+    options.engine.bucket_bytes = 700;
+    options.engine.cut = sharding::Cut::element;
+    options.lr = 0.02;
+    options.steps = 2;
+    options.groups = {{"reg", make_rule("reg", {}), 1}};
+    const bool tp = options.mesh.size("tp") > 1;
+    options.group_of.assign(recorded.names.size(), 0);
+    options.placement_of.assign(recorded.names.size(), sharding::Placement::parse(tp ? "tp:1" : ""));
+    options.blocks_of.resize(recorded.names.size());
+    cli::ReplayResult local, nccl;
+    run_ranks(options.mesh.world_size(), [&](Transport& t) {
+      cli::ReplayResult mine = cli::replay(recorded, options, t);
+      if (t.rank() == 0) local = std::move(mine);
+    });
+    const TransportOptions transport = nccl_options();
+    options.engine.device = transport.device;
+    expect_good(run_nccl_ranks(options.mesh.world_size(), transport, [&](Transport& t) {
+      cli::ReplayResult mine = cli::replay(recorded, options, t);
+      if (t.rank() == 0) nccl = std::move(mine);
+    }));
+    EXPECT_TRUE(nccl.bytes_as_planned) << mesh;
+    ASSERT_EQ(local.tensors.size(), nccl.tensors.size()) << mesh;
+    for (const auto& [name, tensor] : local.tensors) EXPECT_EQ(tensor.values, nccl.tensors.at(name).values) << name;
+  }
+}
+
+TEST(NcclEngine, NeedsItsDevice) {
+  expect_good(run_nccl_ranks(1, nccl_options(), [](Transport& t) {
+    require_error(Code::invalid_argument, "the engine's device is the CPU", [&] {
+      Engine engine({Param{"a", {2, 2}}}, {{"all", make_rule("reg", {}), 1}}, sharding::Mesh(), t, {});
+    });
+  }));
+}
+
+TEST(Meeting, ReadsWhatTorchrunSets) {
+  for (const char* name : {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "REGATTA_MEETING_FILE"})
+    unsetenv(name);
+  EXPECT_EQ(job_place_from_environment().world_size, 1);
+  setenv("WORLD_SIZE", "4", 1);
+  setenv("RANK", "3", 1);
+  require_error(Code::invalid_argument, "MASTER_ADDR is not set", [] { job_place_from_environment(); });
+  setenv("MASTER_ADDR", "127.0.0.1", 1);
+  setenv("MASTER_PORT", "port", 1);
+  require_error(Code::invalid_argument, "MASTER_PORT is 'port'; expected a number from 1 to 65535",
+                [] { job_place_from_environment(); });
+  setenv("MASTER_PORT", "29555", 1);
+  setenv("LOCAL_RANK", "1", 1);
+  const JobPlace place = job_place_from_environment();
+  EXPECT_EQ(place.rank, 3);
+  EXPECT_EQ(place.local_rank, 1);
+  EXPECT_EQ(place.port, 29555);
+  setenv("RANK", "4", 1);
+  require_error(Code::invalid_argument, "RANK is '4'; expected a number from 0 to 3",
+                [] { job_place_from_environment(); });
+  for (const char* name : {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}) unsetenv(name);
+}
+
+TEST(Meeting, NamesWhoDidNotCome) {
+  require_error(Code::timeout, "ranks 1, 2 did not come", [] {
+    Meeting meeting({0, 3, 0, "", 0, meeting_file()}, std::chrono::milliseconds(100));
+  });
+}
+
+}  // namespace
+}  // namespace testing
+}  // namespace regatta
