@@ -37,6 +37,8 @@ set_property(GLOBAL APPEND PROPERTY REGATTA_PUBLIC_HEADERS ${regatta_c_headers})
 list(TRANSFORM regatta_c_headers PREPEND ${PROJECT_SOURCE_DIR}/runtime/c/)
 install(FILES ${regatta_c_headers} DESTINATION ${regatta_include_dir})
 
+install(PROGRAMS ${PROJECT_SOURCE_DIR}/scripts/supervise DESTINATION ${CMAKE_INSTALL_BINDIR} RENAME regatta-supervise)
+
 set(regatta_libraries regatta_settings regatta_sharding regatta_kernels regatta_runtime regatta_telemetry regatta_control)
 if(TARGET regatta_proto)
   list(APPEND regatta_libraries regatta_proto)

@@ -96,6 +96,7 @@ Reporter::~Reporter() { clear_bar(); }
 
 void Reporter::started(const Summary& summary) {
   tokens_per_step_ = summary.tokens_per_step;
+  first_step_ = summary.first_step;
   fmt::print(stderr, "{} parameters, {} tokens per step, mesh {}, {} steps, rule {}\n",
              short_number(static_cast<double>(summary.params)), summary.tokens_per_step, options_.engine_flags.mesh,
              options_.steps, options_.rules.rule);
@@ -127,7 +128,7 @@ void Reporter::stepped(const StepRecord& record) {
 
   const double seconds = record.phases.all();
   busy_seconds_ += seconds;
-  recent_seconds_ = record.step == 1 ? seconds : 0.9 * recent_seconds_ + 0.1 * seconds;
+  recent_seconds_ = record.step == first_step_ + 1 ? seconds : 0.9 * recent_seconds_ + 0.1 * seconds;
   if (report.skipped) {
     clear_bar();
     fmt::print(stderr, "step {}: skipped, the gradient of {} is not finite\n", record.step, report.culprit);
@@ -159,7 +160,7 @@ void Reporter::draw_bar(const StepRecord& record) {
 void Reporter::print_line(const StepRecord& record) {
   fmt::print(stderr, "step {}/{}  loss {:.4f}  lr {:.2e}  {}tokens/s  {} left\n", record.step, options_.steps,
              record.loss, record.report.lr,
-             short_number(static_cast<double>(tokens_per_step_ * record.step) / busy_seconds_),
+             short_number(static_cast<double>(tokens_per_step_ * (record.step - first_step_)) / busy_seconds_),
              duration(recent_seconds_ * static_cast<double>(options_.steps - record.step)));
 }
 
@@ -176,6 +177,17 @@ void Reporter::evaluated(const EvalRecord& record) {
        << std::flush;
   clear_bar();
   fmt::print(stderr, "evaluation loss {:.4f} after {} updates ({:.1f} s)\n", record.loss, record.step, record.seconds);
+}
+
+void Reporter::saved(const checkpoint::SaveOutcome& save) {
+  log_ << ordered_json{{"step", save.step},
+                       {"checkpoint",
+                        {{"bytes", save.bytes},
+                         {"copy_seconds", save.copy_seconds},
+                         {"write_seconds", save.write_seconds}}}}
+              .dump()
+       << '\n'
+       << std::flush;
 }
 
 void Reporter::warned(const std::string& sentence) {
@@ -198,7 +210,7 @@ std::string Reporter::table(const Summary& summary) const {
   if (summary.skipped_steps > 0) row("skipped steps", std::to_string(summary.skipped_steps));
   row("tokens per second", fmt::format("{:.0f}", summary.tokens_per_second()));
   const auto per_step = [&](double seconds) {
-    return 1e3 * seconds / static_cast<double>(std::max<std::int64_t>(summary.steps, 1));
+    return 1e3 * seconds / static_cast<double>(std::max<std::int64_t>(summary.own_steps(), 1));
   };
   const PhaseSeconds& phases = summary.totals.phases;
   const StepTimes& times = summary.totals.times;
@@ -246,6 +258,7 @@ std::string Reporter::json(const Summary& summary) const {
       {"world_size", summary.world_size},
       {"params", summary.params},
       {"steps", summary.steps},
+      {"first_step", summary.first_step},
       {"skipped_steps", summary.skipped_steps},
       {"tokens_per_step", summary.tokens_per_step},
       {"train_loss_first", summary.train_loss_first},

@@ -9,6 +9,7 @@
 
 #include "cli/finetune/options.h"
 #include "cli/finetune/totals.h"
+#include "runtime/checkpoint/checkpoint_writer.h"
 
 namespace regatta::finetune {
 
@@ -22,6 +23,7 @@ class Reporter {
   void started(const Summary& summary);
   void stepped(const StepRecord& record);
   void evaluated(const EvalRecord& record);
+  void saved(const checkpoint::SaveOutcome& save);
   void warned(const std::string& sentence);
   /// The table on stderr with --json, on stdout otherwise; the summary as JSON on stdout with --json and to
   /// OUT/summary.json.
@@ -38,8 +40,9 @@ class Reporter {
   const bool terminal_;
   std::ofstream log_;
   std::int64_t tokens_per_step_ = 0;
-  double busy_seconds_ = 0;    ///< of training steps so far
-  double recent_seconds_ = 0;  ///< per step, smoothed
+  std::int64_t first_step_ = 0;  ///< made by earlier runs
+  double busy_seconds_ = 0;      ///< of this run's training steps
+  double recent_seconds_ = 0;    ///< per step, smoothed
   bool bar_shown_ = false;
   std::chrono::steady_clock::time_point drawn_{};
 };

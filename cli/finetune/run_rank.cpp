@@ -81,6 +81,7 @@ void run_rank(const Options& options, const sharding::Mesh& mesh, cli::RankConte
   if (reporter) {
     observer.started = [&](const Summary& summary) { reporter->started(summary); };
     observer.stepped = [&](const StepRecord& record) { reporter->stepped(record); };
+    observer.saved = [&](const checkpoint::SaveOutcome& save) { reporter->saved(save); };
     observer.evaluated = [&](const EvalRecord& record) { reporter->evaluated(record); };
     observer.told = say;
     observer.warned = [&](const std::string& sentence) { reporter->warned(sentence); };

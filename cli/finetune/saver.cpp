@@ -55,11 +55,12 @@ std::string Saver::save(std::int64_t step) {
   return {};
 }
 
-void Saver::tell(const std::function<void()>& saved, const std::function<void(const std::string&)>& failed) {
+void Saver::tell(const std::function<void(const checkpoint::SaveOutcome&)>& saved,
+                 const std::function<void(const std::string&)>& failed) {
   const auto outcome = writer_.outcome();
   if (!outcome) return;
   if (outcome->problem.empty())
-    saved();
+    saved(*outcome);
   else
     failed("the checkpoint of step " + std::to_string(outcome->step) + " was not saved: " + outcome->problem);
 }

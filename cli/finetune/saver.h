@@ -22,7 +22,8 @@ class Saver {
   /// begin, alike on all ranks, or nothing. Does nothing for the step that was saved last.
   std::string save(std::int64_t step);
   /// Not collective. Calls `saved` or `failed` for a save that has ended.
-  void tell(const std::function<void()>& saved, const std::function<void(const std::string&)>& failed);
+  void tell(const std::function<void(const checkpoint::SaveOutcome&)>& saved,
+            const std::function<void(const std::string&)>& failed);
   /// Saves `step` unless that was done, and waits until it is on disk. Throws Error(checkpoint) when it is not.
   void save_last(std::int64_t step);
 

@@ -40,11 +40,11 @@ bool Totals::bytes_as_planned() const {
 }
 
 double Summary::tokens_per_second() const {
-  return static_cast<double>(tokens_per_step * steps) / std::max(totals.phases.all(), 1e-9);
+  return static_cast<double>(tokens_per_step * own_steps()) / std::max(totals.phases.all(), 1e-9);
 }
 
 double Summary::step_ms() const {
-  return 1e3 * totals.phases.all() / static_cast<double>(std::max<std::int64_t>(steps, 1));
+  return 1e3 * totals.phases.all() / static_cast<double>(std::max<std::int64_t>(own_steps(), 1));
 }
 
 }  // namespace regatta::finetune

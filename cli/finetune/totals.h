@@ -46,7 +46,8 @@ struct Totals {
 };
 
 struct Summary {
-  std::int64_t steps = 0;
+  std::int64_t steps = 0;       ///< made so far, by earlier runs as well
+  std::int64_t first_step = 0;  ///< those made by earlier runs
   std::int64_t skipped_steps = 0;
   std::int64_t params = 0;
   std::int64_t tokens_per_step = 0;
@@ -59,6 +60,8 @@ struct Summary {
   bool bytes_as_planned = true;           ///< on every rank
   std::vector<std::int64_t> state_bytes;  ///< by rank
   std::vector<std::string> files;
+  /// Of this run, as all figures of time.
+  std::int64_t own_steps() const { return steps - first_step; }
   double tokens_per_second() const;
   double step_ms() const;
 };

@@ -153,11 +153,18 @@ void Trainer::save_now_and_then(std::int64_t step, const Observer& observer) {
   if (every > 0 && step % every == 0) {
     if (const std::string problem = saver_->save(step); !problem.empty()) failed(problem);
   }
+  tell_saved(observer);
+}
+
+void Trainer::tell_saved(const Observer& observer) {
   saver_->tell(
-      [&] {
+      [&](const checkpoint::SaveOutcome& save) {
         if (telemetry_) telemetry_->saved();
+        if (observer.saved) observer.saved(save);
       },
-      failed);
+      [&](const std::string& sentence) {
+        if (observer.warned) observer.warned(sentence);
+      });
 }
 
 Summary Trainer::run(const Observer& observer) {
@@ -168,6 +175,7 @@ Summary Trainer::run(const Observer& observer) {
   if (observer.warned) {
     for (const std::string& warning : job_.warnings) observer.warned(warning);
   }
+  summary.first_step = made_;
   if (observer.started) observer.started(summary);
   if (observer.told && !resumed_.empty()) observer.told(resumed_);
 
@@ -207,7 +215,10 @@ Summary Trainer::run(const Observer& observer) {
     }
   }
   steering_.finish();
-  if (saver_) saver_->save_last(made_);
+  if (saver_) {
+    saver_->save_last(made_);
+    tell_saved(observer);
+  }
   if (mesh_.coordinate(transport_.rank(), "dp") == 0) summary.files = save_weights(*job_.model, options_.out);
   if (transport_.rank() == 0 && !options_.random_init()) copy_tokenizer(options_.init, options_.out);
   if (telemetry_) telemetry_->saved();

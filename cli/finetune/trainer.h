@@ -24,6 +24,7 @@ struct Observer {
   std::function<void(const Summary&)> started;  ///< with params, tokens_per_step, world_size
   std::function<void(const StepRecord&)> stepped;
   std::function<void(const EvalRecord&)> evaluated;
+  std::function<void(const checkpoint::SaveOutcome&)> saved;  ///< a checkpoint is on disk
   std::function<void(const std::string&)> warned;
   std::function<void(const std::string&)> told;
 };
@@ -42,6 +43,7 @@ class Trainer {
  private:
   StepRecord train_step(std::int64_t step, bool& drain);
   void save_now_and_then(std::int64_t step, const Observer& observer);
+  void tell_saved(const Observer& observer);
   EvalRecord evaluate();
   void check_progress(const StepRecord& record);
   /// The doubles of all ranks, by rank.

@@ -271,8 +271,8 @@ CheckpointWriter::~CheckpointWriter() {
 
 void CheckpointWriter::save(const Contents& contents) {
   Impl& s = *impl_;
-  s.settle();
   Stopwatch watch;
+  s.settle();
   std::int64_t own_bytes = 0;
   for (const GivenPart& part : contents.state) own_bytes += part.part.run.size() * size_of(part.dtype);
   for (const safetensors::Source& tensor : contents.weights) own_bytes += safetensors::bytes_of(tensor);

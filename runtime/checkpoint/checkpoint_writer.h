@@ -50,9 +50,10 @@ struct Contents {
 
 struct SaveOutcome {
   std::int64_t step = 0;
-  std::string problem;     ///< empty: it is a checkpoint now
-  std::int64_t bytes = 0;  ///< of this rank
-  double copy_seconds = 0, write_seconds = 0;
+  std::string problem;       ///< empty: it is a checkpoint now
+  std::int64_t bytes = 0;    ///< of this rank
+  double copy_seconds = 0;   ///< that save() took: agreement and copies, and what the save before still needed
+  double write_seconds = 0;  ///< behind the next steps; on rank 0 until the checkpoint was published
 };
 
 class CheckpointWriter {

@@ -148,5 +148,49 @@ def refused():
     train("job", 2, "--steps", 4, "--resume", "auto", "--lr", 0.02, "--allow", "schedule")
 
 
-{"anywhere": anywhere, "damaged": damaged, "stopped": stopped, "refused": refused}[CASE]()
+def supervised():
+    """A rank is killed, scripts/supervise starts the job again, and SIGTERM to supervise ends all ranks well with a last checkpoint."""
+    supervise = pathlib.Path(__file__).parents[2] / "scripts/supervise"
+    job = [supervise, "--wait", "0", "--", *command("job", 2, "--steps", 1000000, "--checkpoint-every", 20, "--keep-last", 2, "--resume", "auto",
+                                                    processes=True)]
+    with open(WORK / "stderr", "w") as stderr:
+        process = subprocess.Popen([str(word) for word in job], stderr=stderr, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        def newest():
+            folder = WORK / "job/checkpoints"
+            return max((int(path.name[5:]) for path in folder.glob("step-*[0-9]")), default=0) if folder.exists() else 0
+
+        def wait_for(what, seconds=120):
+            end = time.time() + seconds
+            while not what():
+                assert time.time() < end and process.poll() is None, (WORK / "stderr").read_text()
+                time.sleep(0.05)
+
+        wait_for(lambda: newest() > 0)
+        ranks = [int(path.name) for path in pathlib.Path("/proc").iterdir() if path.name.isdigit() and is_rank(path)]
+        assert len(ranks) == 2, ranks
+        os.kill(ranks[1], signal.SIGKILL)
+        wait_for(lambda: "goes on after step" in (WORK / "stderr").read_text())
+        resumed = newest()
+        wait_for(lambda: newest() > resumed)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 0, (WORK / "stderr").read_text()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    said = (WORK / "stderr").read_text()
+    assert said.count("again in 0 s") == 1 and "drained after step" in said, said
+    drained = int(said.split("drained after step ")[1].split()[0])
+    assert newest() == drained, (newest(), said)
+
+
+def is_rank(process):
+    try:
+        words = (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"finetune" in words and str(WORK / "job").encode() in words and b"mpirun" not in words[0] and b"supervise" not in b" ".join(words[:2])
+
+
+{"supervised": supervised, "anywhere": anywhere, "damaged": damaged, "stopped": stopped, "refused": refused}[CASE]()
 shutil.rmtree(WORK)

@@ -27,14 +27,18 @@ def check(what, body, expected_code, expected_runs, *flags, words=""):
 
 
 def asked_to_end():
-    """The signal reaches the job, whose good end is the end."""
+    """SIGTERM reaches the job as SIGUSR1, and the job's good end is the end."""
     with tempfile.TemporaryDirectory() as folder:
-        job = f"trap 'echo saved > {folder}/saved; exit 0' TERM; echo > {folder}/ready; while :; do sleep 0.05; done"
-        process = subprocess.Popen([SUPERVISE, "--wait", "0", "--", "bash", "-c", job])
+        job = f"trap 'echo saved > {folder}/saved; exit 0' USR1; echo > {folder}/ready; while :; do sleep 0.05; done"
+        process = subprocess.Popen([SUPERVISE, "--wait", "0", "--", "bash", "-c", job], start_new_session=True)
         while not os.path.exists(f"{folder}/ready"):
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
+        try:
+            assert process.wait(timeout=30) == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         assert os.path.exists(f"{folder}/saved")
 
 
