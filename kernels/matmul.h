@@ -25,7 +25,7 @@ struct MatmulArgs {
 
 void matmul(const MatmulArgs&);
 bool has_matmul();
-/// "OpenBLAS 0.3.21 ...", or why there is none.
+/// "OpenBLAS 0.3.21 ...", or how to get one.
 std::string matmul_name();
 
 }  // namespace regatta::kernels

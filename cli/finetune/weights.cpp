@@ -157,8 +157,9 @@ WeightShare weights_of_rank(Decoder& decoder, int dp, int dp_rank) {
   WeightShare share;
   for (const auto& item : decoder.named_parameters()) {
     if (own.count(item.key()) == 0) continue;
-    const at::Tensor values = gather(group, item.value(), item.key(), shards);
+    at::Tensor values = gather(group, item.value(), item.key(), shards);
     if (group.rank() != 0) continue;
+    values = values.cpu();
     share.kept.push_back(values);
     share.sources.push_back({item.key(), dtype_of(values, item.key()), values.sizes().vec(), values.data_ptr()});
   }

@@ -8,6 +8,6 @@ namespace regatta::kernels {
 
 void matmul(const MatmulArgs&) { throw std::logic_error("matmul was called in a build without a BLAS"); }
 bool has_matmul() { return false; }
-std::string matmul_name() { return "none; install libopenblas-openmp-dev and configure again"; }
+std::string matmul_name() { return "install libopenblas-openmp-dev and configure again"; }
 
 }  // namespace regatta::kernels

@@ -92,8 +92,8 @@ std::vector<StatePart> Engine::state_parts() const {
     const bool primary = impl_->plan.primary(impl_->rank, pieces[p].param);
     const MatrixShape shape = impl_->plan.params()[pieces[p].param].blocks[pieces[p].block];
     for (const OptimizerState::Tensor& tensor : impl_->state.tensors(static_cast<int>(p)))
-      parts.push_back(
-          {tensor.name, pieces[p].param, pieces[p].block, pieces[p].part, host(tensor.data), tensor.dtype, primary, shape});
+      parts.push_back({tensor.name, pieces[p].param, pieces[p].block, pieces[p].part, host(tensor.data), tensor.dtype,
+                       primary, shape});
     if (float* master = impl_->state.master(static_cast<int>(p)))
       parts.push_back(
           {"master", pieces[p].param, pieces[p].block, pieces[p].part, host(master), DType::f32, primary, shape});

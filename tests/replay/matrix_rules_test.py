@@ -167,7 +167,8 @@ def check_scaled_rows(program, folder):
 
 LAYOUTS = [
     "--mesh dp=2", "--mesh dp=3 --cut element --bucket-bytes 700", "--mesh dp=4 --mode zero2 --threads 2",
-    "--mesh dp=4 --cut matrix --bucket-bytes 500", "--mesh dp=3 --mode sharded", "--mesh dp=3 --mode sharded --place *=dp:rows", "--mesh dp=2 --mode sharded --place *=dp:1",
+    "--mesh dp=4 --cut matrix --bucket-bytes 500", "--mesh dp=3 --mode sharded", "--mesh dp=3 --mode sharded --place *=dp:rows",
+    "--mesh dp=2 --mode sharded --place *=dp:1",
     "--mesh dp=4 --mode sharded --place *=dp:flat", "--mesh dp=2,tp=2", "--mesh dp=2,tp=2 --place *=tp:0 --cut element",
     "--mesh dp=2,tp=2 --place *=tp:1 --bucket-bytes 300", "--mesh dp=2,tp=2 --mode sharded --place *=tp:1,dp:0",
     "--mesh dp=2,tp=2 --mode sharded --place *=tp:0,dp:flat", "--threads 3",

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <random>
 
 #include "cli/replay/run.h"
@@ -262,6 +263,57 @@ TEST_F(DeviceEngine, SettingsThatChangeReachTheDevice) {
     results.push_back(values);
   }
   EXPECT_EQ(results[0], results[1]);
+}
+
+// A job that goes on elsewhere: state leaves a CPU and enters a device, and the other way round.
+TEST_F(DeviceEngine, TakesOverStateOfTheCpuAndGivesItBack) {
+  testing::run_ranks(1, [&](Transport& transport) {
+    const auto make = [&](std::shared_ptr<Device> device) {
+      EngineOptions options;
+      options.device = std::move(device);
+      Param wide{"wide", {4, 24}, DType::bf16}, tall{"tall", {24, 4}, DType::bf16, DType::f32};
+      wide.grad_dtype = DType::f32;
+      return std::make_unique<Engine>(std::vector<Param>{wide, tall},
+                                      std::vector<Group>{{"all", make_rule("reg", {}), 1}}, Mesh(), transport, options);
+    };
+    std::vector<float> numbers(96);
+    for (int i = 0; i < 96; ++i) numbers[i] = static_cast<float>(i % 17) - 8;
+    Upload upload;
+    const auto step = [&](Engine& engine) {
+      for (int p = 1; p >= 0; --p) engine.add_grad(p, upload(numbers, engine.options().device.get()), DType::f32);
+      engine.step(0.1);
+    };
+    const auto move = [&](Engine& from, Engine& to) {
+      std::vector<std::byte> values(2 * 96);
+      for (int p = 0; p < 2; ++p) {
+        from.read_param(p, values.data());
+        to.write_param(p, values.data());
+      }
+      to.publish_params();
+      const std::vector<StatePart> parts = from.state_parts(), places = to.state_parts();
+      ASSERT_EQ(parts.size(), 4u);  // momentum and master weights of both
+      for (std::size_t i = 0; i < parts.size(); ++i) to.load_state(places[i], parts[i].data);
+      to.set_step_count(from.step_count());
+    };
+    const auto expect_same = [](Engine& a, Engine& b) {
+      const std::vector<StatePart> mine = a.state_parts(), theirs = b.state_parts();
+      for (std::size_t i = 0; i < mine.size(); ++i)
+        EXPECT_EQ(std::memcmp(mine[i].data, theirs[i].data,
+                              static_cast<std::size_t>(mine[i].part.run.size() * size_of(mine[i].dtype))),
+                  0)
+            << mine[i].state;
+    };
+    const auto cpu = make(nullptr), device = make(devices_.back().device), again = make(nullptr);
+    step(*cpu);
+    move(*cpu, *device);
+    step(*cpu);
+    step(*device);
+    expect_same(*cpu, *device);
+    move(*device, *again);
+    step(*cpu);
+    step(*again);
+    expect_same(*cpu, *again);
+  });
 }
 
 TEST_F(DeviceEngine, RefusesWhatItCannot) {
