@@ -196,8 +196,7 @@ class SmallJob {
     for (const StatePart& part : engine.state_parts()) {
       const sharding::ParamSpec& param = engine.plan().params()[static_cast<std::size_t>(part.param)];
       Bytes values(static_cast<std::size_t>(part.part.run.size() * size_of(part.dtype)));
-      saved.read({param.name, part.state, part.block}, part.shape, part.part,
-                 values.data());
+      saved.read({param.name, part.state, part.block}, part.shape, part.part, values.data());
       engine.load_state(part, values.data());
     }
     engine.set_step_count(saved.manifest().step);
