@@ -1,9 +1,9 @@
 """Compares `regatta finetune` with Hugging Face transformers on small random checkpoints of the Llama family.
 
-    python3 tests/finetune/huggingface_check.py build/bin/regatta
+    python3 tests/finetune/huggingface_check.py build/bin/regatta build/bin/logits_of
 
-Each model is made and saved by transformers; both programs compute its loss on the same tokens, and transformers loads what the
-program wrote back. Needs torch and transformers; without them it says so and exits with 77.
+Each model is made and saved by transformers; both programs compute its loss and, in fp32, its logits on the same tokens; transformers
+loads what the program wrote back, and again the logits are compared. Needs torch and transformers; without them it says so and exits with 77.
 """
 
 import json
@@ -42,7 +42,18 @@ def loss_of(model, tokens):
     return total / COUNT
 
 
-def check(program, name, model, tolerance):
+def logits_differ_by(tool, folder, model, tokens, data):
+    """Largest difference of a logit, over the spread of the logits."""
+    from safetensors.torch import load_file
+
+    subprocess.run([tool, folder, data, folder + "/logits.safetensors"], check=True)
+    ours = load_file(folder + "/logits.safetensors")["logits"]
+    with torch.no_grad():
+        theirs = model(tokens[None]).logits[0]
+    return ((ours - theirs).abs().max() / theirs.std()).item()
+
+
+def check(program, tool, name, model, tolerance):
     randomise(model)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder + "/base")
@@ -60,10 +71,19 @@ def check(program, name, model, tolerance):
         ours = json.loads(run.stdout)["eval_loss_before"]
         theirs = loss_of(model, tokens)
         # With a learning rate of 0 every weight must come back as it went in.
-        back = type(model).from_pretrained(folder + "/out", dtype=model.dtype).state_dict()
-        same = all(torch.equal(value, back[key]) for key, value in model.state_dict().items())
+        back = type(model).from_pretrained(folder + "/out", dtype=model.dtype).eval()
+        same = all(torch.equal(value, back.state_dict()[key]) for key, value in model.state_dict().items())
         good = same and abs(ours - theirs) <= tolerance
-        print(f"{name}: loss {ours:.7f}, transformers {theirs:.7f}, weights {'equal' if same else 'DIFFER'}: {'ok' if good else 'WRONG'}")
+        logits = ""
+        if dtype == "fp32":
+            short = tokens[: SIZES["max_position_embeddings"]]
+            with open(data, "wb") as file:
+                file.write(struct.pack(f"<{len(short)}I", *short.tolist()))
+            differences = [logits_differ_by(tool, folder + where, each, short, data) for where, each in (("/base", model), ("/out", back))]
+            good = good and max(differences) < 1e-5
+            logits = f", logits differ by {differences[0]:.1e} (read from theirs) and {differences[1]:.1e} (read from ours) of their spread"
+        print(f"{name}: loss {ours:.7f}, transformers {theirs:.7f}{logits}, weights {'equal' if same else 'DIFFER'}: "
+              f"{'ok' if good else 'WRONG'}")
         return good
 
 
@@ -77,7 +97,7 @@ def main():
              ("llama, stretched positions", llama(rope_theta=500000.0, rope_scaling=stretched), 2e-6),
              ("llama, biases, wide heads", llama(attention_bias=True, mlp_bias=True, head_dim=24), 2e-6),
              ("qwen2", qwen2(tie_word_embeddings=True), 2e-6), ("qwen2, bf16", qwen2().to(torch.bfloat16), 1e-3)]
-    sys.exit(0 if all([check(sys.argv[1], *case) for case in cases]) else 1)
+    sys.exit(0 if all([check(*sys.argv[1:3], *case) for case in cases]) else 1)
 
 
 main()
