@@ -189,7 +189,7 @@ def is_rank(process):
         words = (process / "cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return b"finetune" in words and str(WORK / "job").encode() in words and b"mpirun" not in words[0] and b"supervise" not in b" ".join(words[:2])
+    return b"finetune" in words and str(WORK / "job").encode() in words and b"regatta" in words[0].rsplit(b"/", 1)[-1]
 
 
 {"supervised": supervised, "anywhere": anywhere, "damaged": damaged, "stopped": stopped, "refused": refused}[CASE]()
