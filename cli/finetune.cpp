@@ -21,8 +21,8 @@ void run(Options options) {
   finetune::complete(options, mesh);
   options.engine.device = device_of(options.device);
   if (options.engine.device) finetune::check_device(options, mesh);
-  const RankSettings settings{"regatta finetune",       options.transport,     options.engine_flags.mesh,
-                              options.deadline_seconds, options.engine.device, reduction_of(options.device),
+  const RankSettings settings{"regatta finetune",          options.transport,     options.engine_flags.mesh,
+                              options.deadline_seconds,    options.engine.device, reduction_of(options.device),
                               options.checkpoints.wanted()};
   set_exit_code(run_on_ranks(settings, [&](RankContext& context) { finetune::run_rank(options, mesh, context); }));
 }

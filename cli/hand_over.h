@@ -1,6 +1,6 @@
 #pragma once
-// Commands that live in the program `regatta-torch`: this process becomes that one, with the same arguments, environment
-// and process number, so that mpirun, signals and exit codes know no difference.
+// Commands that live in the program `regatta-torch`: this process becomes that one, with the same arguments,
+// environment and process number, so that mpirun, signals and exit codes know no difference.
 
 namespace CLI {
 class App;
