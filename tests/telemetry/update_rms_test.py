@@ -4,17 +4,17 @@ files, and the figures it pushed at its end compared with what the files say: ev
 
 usage: update_rms_test.py REGATTA WORK_DIR
 """
-import array
 import http.server
-import json
 import math
 import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import threading
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../replay"))
+import safetensors_lite
 
 RHO, TOLERANCE = 0.2, 1e-5
 SHAPE = ["--hidden", "32", "--layers", "2", "--heads", "4"]
@@ -22,16 +22,8 @@ BATCH = ["--seq", "32", "--micro-batch", "1", "--global-batch", "6"]
 
 
 def weights(folder):
-    data = open(os.path.join(folder, "model.safetensors"), "rb").read()
-    size = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + size])
-    tensors = {}
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            assert tensor["dtype"] == "F32", tensor
-            begin, end = tensor["data_offsets"]
-            tensors[name] = (array.array("f", data[8 + size + begin : 8 + size + end]), tensor["shape"])
-    return tensors
+    tensors, _ = safetensors_lite.read(os.path.join(folder, "model.safetensors"))
+    return {name: (safetensors_lite.floats(blob), shape) for name, (shape, blob) in tensors.items()}
 
 
 class Gateway:
