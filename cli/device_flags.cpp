@@ -16,6 +16,11 @@ void add_device_flags(CLI::App& app, DeviceFlags& flags) {
                  "sum (NCCL itself)")
       ->capture_default_str()
       ->check(CLI::IsMember({"tree", "sum"}));
+  app.add_option("--device-messages", flags.device_messages,
+                 "Whether transport mpi gives MPI the devices' memory: auto (when the MPI library says that it takes it), "
+                 "always, or never (through pinned memory of the host)")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "always", "never"}));
 }
 
 std::shared_ptr<Device> device_of(const DeviceFlags& flags) {
@@ -24,6 +29,12 @@ std::shared_ptr<Device> device_of(const DeviceFlags& flags) {
 
 TransportOptions::Reduction reduction_of(const DeviceFlags& flags) {
   return flags.reduction == "sum" ? TransportOptions::Reduction::sum : TransportOptions::Reduction::tree;
+}
+
+TransportOptions::DeviceMessages device_messages_of(const DeviceFlags& flags) {
+  using DeviceMessages = TransportOptions::DeviceMessages;
+  if (flags.device_messages == "always") return DeviceMessages::always;
+  return flags.device_messages == "never" ? DeviceMessages::never : DeviceMessages::automatic;
 }
 
 }  // namespace regatta::cli

@@ -23,7 +23,7 @@ void run(Options options) {
   if (options.engine.device) finetune::check_device(options, mesh);
   const RankSettings settings{"regatta finetune",          options.transport,     options.engine_flags.mesh,
                               options.deadline_seconds,    options.engine.device, reduction_of(options.device),
-                              options.checkpoints.wanted()};
+                              device_messages_of(options.device), options.checkpoints.wanted()};
   set_exit_code(run_on_ranks(settings, [&](RankContext& context) { finetune::run_rank(options, mesh, context); }));
 }
 

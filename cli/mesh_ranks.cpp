@@ -16,6 +16,7 @@ int run_on_ranks(const RankSettings& settings, const std::function<void(RankCont
   options.transport.deadline = std::chrono::milliseconds(static_cast<std::int64_t>(settings.deadline_seconds * 1000));
   options.transport.device = settings.device;
   options.transport.reduction = settings.reduction;
+  options.transport.device_messages = settings.device_messages;
   return run_on_ranks(settings.transport, mesh.world_size(), options, body);
 }
 

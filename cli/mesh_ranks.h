@@ -14,8 +14,9 @@ struct RankSettings {
   std::string transport = "local";
   std::string mesh = "dp=1";
   double deadline_seconds = 600;
-  std::shared_ptr<Device> device;  ///< of transport nccl
+  std::shared_ptr<Device> device;  ///< null for the CPU
   TransportOptions::Reduction reduction = TransportOptions::Reduction::tree;
+  TransportOptions::DeviceMessages device_messages = TransportOptions::DeviceMessages::automatic;
   bool drain_signals = false;  ///< as in RunOptions
 };
 

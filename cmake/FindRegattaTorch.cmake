@@ -1,8 +1,12 @@
-# LibTorch: the target RegattaTorch::RegattaTorch, RegattaTorch_FOUND, RegattaTorch_VERSION.
+# LibTorch: the target RegattaTorch::RegattaTorch, RegattaTorch_FOUND, RegattaTorch_VERSION, RegattaTorch_CUDA (whether this
+# LibTorch itself computes on GPUs).
 #
 # REGATTA_TORCH_DIR names a folder to look in and nowhere else: a torch package folder of a Python installation, an unpacked
-# LibTorch, torch.utils.cmake_prefix_path, or a folder with TorchConfig.cmake. Without it a torch that belongs to the active Python is preferred when it is
-# recent enough to have the system's C++ ABI; then what find_package finds (Debian: libtorch-dev).
+# LibTorch, torch.utils.cmake_prefix_path, or a folder with TorchConfig.cmake. Without it a torch that belongs to the active
+# Python is preferred when it is recent enough to have the system's C++ ABI; then what find_package finds (Debian: libtorch-dev).
+#
+# The TorchConfig of a LibTorch with CUDA ends the configuration unless it finds the whole CUDA toolkit of its own version, cuBLAS
+# and all, none of which is needed to link against it. So such a LibTorch gets its target here.
 
 set(REGATTA_TORCH_DIR "" CACHE PATH "Folder of the LibTorch or Python torch package to use; empty to look for one")
 set(_regatta_python_torch_oldest 2.7)  # earlier wheels were built with the old string ABI
@@ -35,10 +39,24 @@ print(p.as_posix() + ';' + re.search(r\"__version__ = '([0-9.]+)\", (p / 'versio
   endif()
 endif()
 
+set(RegattaTorch_CUDA OFF)
 foreach(_regatta_place ${_regatta_torch_places})
-  if(NOT Torch_FOUND AND EXISTS ${_regatta_place}/TorchConfig.cmake)
+  if(Torch_FOUND OR NOT EXISTS ${_regatta_place}/TorchConfig.cmake)
+    continue()
+  endif()
+  get_filename_component(_regatta_prefix ${_regatta_place}/../../.. ABSOLUTE)
+  set(_regatta_torch_lib ${_regatta_prefix}/lib)
+  if(EXISTS ${_regatta_torch_lib}/libtorch_cuda.so)
+    set(Torch_FOUND ON)
+    set(RegattaTorch_CUDA ON)
+    set(TORCH_INCLUDE_DIRS ${_regatta_prefix}/include ${_regatta_prefix}/include/torch/csrc/api/include)
+    # Nothing calls into the CUDA library by name: it makes itself known when it is loaded, so it must not be dropped. What it needs
+    # in turn (cuDNN, cuBLAS, NCCL) it finds by its own search path.
+    set(TORCH_LIBRARIES ${_regatta_torch_lib}/libtorch.so ${_regatta_torch_lib}/libtorch_cpu.so ${_regatta_torch_lib}/libc10.so
+                        -Wl,--no-as-needed ${_regatta_torch_lib}/libtorch_cuda.so ${_regatta_torch_lib}/libc10_cuda.so -Wl,--as-needed
+                        -Wl,--allow-shlib-undefined)
+  else()
     # TorchConfig looks for its libraries and for Caffe2 on the usual paths first, where another installation's may lie.
-    get_filename_component(_regatta_prefix ${_regatta_place}/../../.. ABSOLUTE)
     list(PREPEND CMAKE_PREFIX_PATH ${_regatta_prefix})
     find_package(Torch QUIET CONFIG PATHS ${_regatta_place} NO_DEFAULT_PATH)
     list(POP_FRONT CMAKE_PREFIX_PATH)
@@ -49,6 +67,9 @@ if(NOT Torch_FOUND AND REGATTA_TORCH_DIR)
                       "unpacked LibTorch, or what python3 -c 'import torch; print(torch.utils.cmake_prefix_path)' prints")
 elseif(NOT Torch_FOUND)
   find_package(Torch QUIET CONFIG)
+  if(TARGET torch_cuda)
+    set(RegattaTorch_CUDA ON)
+  endif()
 endif()
 
 if(Torch_FOUND AND NOT TARGET RegattaTorch::RegattaTorch)

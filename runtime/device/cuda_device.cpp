@@ -60,6 +60,17 @@ class CudaDevice final : public Device {
     return memory;
   }
   void free_pinned(void* memory) noexcept override { cudaFreeHost(memory); }
+  std::string pin(void* memory, std::int64_t bytes) override {
+    bind();
+    const cudaError_t error = cudaHostRegister(memory, static_cast<std::size_t>(bytes), cudaHostRegisterPortable);
+    if (error == cudaSuccess) return "";
+    cudaGetLastError();
+    return words_of(error);
+  }
+  void unpin(void* memory) noexcept override {
+    cudaHostUnregister(memory);
+    cudaGetLastError();
+  }
   bool owns(const void* address) override {
     cudaPointerAttributes attributes;
     check(cudaPointerGetAttributes(&attributes, address), "ask for an address");

@@ -42,6 +42,9 @@ class Device {
   /// Zeroed memory of the host that copies to and from the device need not stage.
   virtual void* allocate_pinned(std::int64_t bytes) = 0;
   virtual void free_pinned(void* memory) noexcept = 0;
+  /// Makes memory of the host that there is already such memory, until unpin(). Empty when it is now, else why not.
+  virtual std::string pin(void* memory, std::int64_t bytes) = 0;
+  virtual void unpin(void* memory) noexcept = 0;
   /// Whether an address lies in a device's memory.
   virtual bool owns(const void* address) = 0;
 
@@ -61,6 +64,27 @@ class Device {
   virtual void zero(void* to, std::int64_t bytes, StreamHandle) = 0;
   /// Throws Error(device) naming the launch when `code` says that it was not accepted.
   void check_launch(int code, std::string_view what) const;
+};
+
+/// Memory of the host that is pinned while this lives; it must outlive this. When the device's driver refuses, a warning
+/// says so once and copies are slower.
+class HostPin {
+ public:
+  HostPin() = default;
+  HostPin(Device& device, void* memory, std::int64_t bytes);
+  ~HostPin() {
+    if (memory_ != nullptr) device_->unpin(memory_);
+  }
+  HostPin(HostPin&& other) noexcept { *this = std::move(other); }
+  HostPin& operator=(HostPin&& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(memory_, other.memory_);
+    return *this;
+  }
+
+ private:
+  Device* device_ = nullptr;
+  void* memory_ = nullptr;
 };
 
 class Event {

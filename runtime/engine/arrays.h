@@ -53,7 +53,7 @@ class Arrays {
   virtual void leave_reduction() {}
 };
 
-class HostArrays final : public Arrays {
+class HostArrays : public Arrays {
  public:
   explicit HostArrays(const kernels::KernelTable& kernels) : kernels_(kernels) {}
   Buffer allocate(std::int64_t bytes) override { return Buffer(bytes); }

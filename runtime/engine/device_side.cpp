@@ -2,6 +2,12 @@
 
 namespace regatta {
 
+SymmetricBuffer StagedArrays::allocate_shared(Transport& group, std::int64_t bytes) {
+  memory_.push_back(HostArrays::allocate_shared(group, bytes));
+  pins_.emplace_back(device_, memory_.back().data(), memory_.back().bytes());
+  return memory_.back();
+}
+
 DeviceSide::DeviceSide(std::shared_ptr<Device> device, const sharding::Plan& plan, int rank, const Transport& world,
                        const Transport& dp_group)
     : device_(std::move(device)),
@@ -11,7 +17,7 @@ DeviceSide::DeviceSide(std::shared_ptr<Device> device, const sharding::Plan& pla
       staged_gradients_(dp_group.world_size() > 1 && dp_group.device() == nullptr && !device_->reads_host_memory()),
       direct_world_(world.device() != nullptr || device_->reads_host_memory()),
       alone_(dp_group.world_size() == 1),
-      host_arrays_(kernels::cpu_kernels()),
+      staged_arrays_(kernels::cpu_kernels(), *device_),
       arrays_(std::make_unique<DeviceArrays>(*device_, stream_, dp_group.stream())),
       reduced_(staged_gradients_ ? plan.bucket_count() : 0) {}
 

@@ -13,6 +13,18 @@
 
 namespace regatta {
 
+/// Gradients that are added up on the host, in memory that a device copies from at full speed.
+class StagedArrays final : public HostArrays {
+ public:
+  StagedArrays(const kernels::KernelTable& kernels, Device& device) : HostArrays(kernels), device_(device) {}
+  SymmetricBuffer allocate_shared(Transport& group, std::int64_t bytes) override;
+
+ private:
+  Device& device_;
+  std::vector<SymmetricBuffer> memory_;  // outlives the pins
+  std::vector<HostPin> pins_;
+};
+
 class DeviceSide {
  public:
   DeviceSide(std::shared_ptr<Device> device, const sharding::Plan& plan, int rank, const Transport& world,
@@ -23,7 +35,7 @@ class DeviceSide {
   void use_stream(StreamHandle stream);
 
   /// What adds up the gradients: the device, or the host when the gradients' transport cannot read the device.
-  Arrays& gradient_arrays() { return staged_gradients_ ? static_cast<Arrays&>(host_arrays_) : *arrays_; }
+  Arrays& gradient_arrays() { return staged_gradients_ ? static_cast<Arrays&>(staged_arrays_) : *arrays_; }
   DeviceArrays& arrays() { return *arrays_; }
   /// The copies that go through the host.
   bool staged_gradients() const { return staged_gradients_; }
@@ -49,7 +61,7 @@ class DeviceSide {
   int rank_, dp_rank_;
   bool staged_gradients_, direct_world_, alone_;
   StreamHandle stream_ = nullptr;
-  HostArrays host_arrays_;
+  StagedArrays staged_arrays_;
   std::unique_ptr<DeviceArrays> arrays_;
   Buffer landing_;               // pinned: one gradient on its way
   std::vector<Buffer> reduced_;  // by bucket, when gradients are reduced on the host

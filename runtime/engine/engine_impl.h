@@ -23,7 +23,9 @@ namespace regatta {
 struct Engine::Impl {
   struct Bucket {
     SymmetricBuffer params;
-    Buffer on_device;           // when `params` is the host's copy, for a transport that cannot read the device
+    // When `params` is the host's copy, for a transport that cannot read the device:
+    HostPin pin;
+    Buffer on_device;
     std::byte* home = nullptr;  // where the parameters lie
     DType dtype = DType::f32;
     std::vector<std::int64_t> bounds_bytes;

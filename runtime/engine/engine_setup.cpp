@@ -97,7 +97,10 @@ void Engine::Impl::allocate_buckets() {
       bucket.params = device_side->arrays().allocate_shared(*dp_group, bytes);
     } else {
       bucket.params = dp_group->allocate(bytes);
-      if (device_side) bucket.on_device = Buffer(bytes, &device_side->device());
+      if (device_side) {
+        bucket.pin = HostPin(device_side->device(), bucket.params.data(), bucket.params.bytes());
+        bucket.on_device = Buffer(bytes, &device_side->device());
+      }
     }
     bucket.home = bucket.on_device.data() != nullptr ? bucket.on_device.data() : bucket.params.data();
     for (std::int64_t bound : from.bounds) bucket.bounds_bytes.push_back(bound * size_of(bucket.dtype));

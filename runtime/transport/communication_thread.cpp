@@ -81,13 +81,16 @@ void CommunicationThread::loop() {
   }
 }
 
-// What a device does goes on its stream here, so that streams see collectives in the order of the calls.
+// What runs on a stream goes there here, so that streams see collectives in the order of the calls. Other collectives of a
+// device's memory only note how far the followed stream is.
 void CommunicationThread::start(Slot& slot, std::uint64_t number) {
   Transport& transport = *slot.operation.transport;
   slot.device = transport.device();
+  slot.on_stream = transport.runs_on_stream();
   if (slot.device == nullptr) return;
   try {
     if (slot.event.handle() == nullptr) slot.event = Event(*slot.device);
+    if (!slot.on_stream) return slot.device->record(slot.event.handle(), transport.followed());
     transport.do_begin();
     transport.run(slot.operation);
     transport.do_mark(slot.operation, slot.event.handle());
@@ -100,7 +103,7 @@ void CommunicationThread::start(Slot& slot, std::uint64_t number) {
 void CommunicationThread::then(std::uint64_t number, StreamHandle stream) const {
   check();
   const Slot& slot = slots_[number % Transport::max_in_flight];
-  if (slot.device == nullptr) return wait(number);
+  if (!slot.on_stream) return wait(number);
   slot.device->wait(stream, slot.event.handle());
 }
 
@@ -109,10 +112,11 @@ void CommunicationThread::execute(Slot& slot, std::uint64_t number) {
   if (failed_from_.load(std::memory_order_relaxed) == 0) {
     const auto start = std::chrono::steady_clock::now();
     try {
-      if (slot.device == nullptr) {
-        operation.transport->run(operation);
-      } else {
+      if (slot.on_stream) {
         operation.transport->do_watch(operation, slot.event.handle());
+      } else {
+        if (slot.device != nullptr) operation.transport->await_followed(operation, slot.event.handle());
+        operation.transport->run(operation);
       }
     } catch (const Error& error) {
       poison(number, error.code(), error.what());

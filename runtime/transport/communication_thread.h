@@ -63,6 +63,7 @@ class CommunicationThread {
     Operation operation;
     Event event;               ///< of transports of a device: made with the first operation here, recorded with each
     Device* device = nullptr;  ///< null when the operation had none
+    bool on_stream = false;    ///< the event comes after the operation, not before it
     std::atomic<std::int64_t> busy_ns{0};
   };
   void loop();

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "runtime/transport/transport_shared.h"
+#include "runtime/transport/wait.h"
 
 namespace regatta {
 namespace {
@@ -271,16 +272,32 @@ void Transport::run_exchange(Operation& operation) {
       in = {target, p == operation.root ? bytes : 0};
     }
   }
+  if (runs_on_stream()) return do_exchange(outgoing_, incoming_, name_of(operation.kind), operation.label);
   Outgoing& own_out = outgoing_[rank_];
   Incoming& own_in = incoming_[rank_];
-  if (device() == nullptr && own_out.bytes > 0 && own_out.data != own_in.data) {
-    std::memmove(own_in.data, own_out.data, static_cast<std::size_t>(own_out.bytes));
+  const bool on_device =
+      device() != nullptr && device()->owns(operation.receive.empty() ? operation.send.data() : operation.receive.data());
+  if (own_out.bytes > 0 && own_out.data != own_in.data) {
+    if (on_device) {
+      device()->copy(own_in.data, own_out.data, own_out.bytes, stream());
+      device()->synchronize(stream());
+    } else {
+      std::memmove(own_in.data, own_out.data, static_cast<std::size_t>(own_out.bytes));
+    }
   }
-  if (device() != nullptr) return do_exchange(outgoing_, incoming_, name_of(operation.kind), operation.label);
   own_out = {};
   own_in = {};
   if (world_size() > 1) do_exchange(outgoing_, incoming_, name_of(operation.kind), operation.label);
-  if (options().faults) options().faults->arrived(root_ranks_[rank_], operation.label, operation.receive);
+  if (options().faults && !on_device)
+    options().faults->arrived(root_ranks_[rank_], operation.label, operation.receive);
+}
+
+// The arithmetic whose results travel may still be under way on the device.
+void Transport::await_followed(const Operation& operation, EventHandle event) {
+  device()->bind();
+  if (device()->done(event)) return;
+  Wait wait(*shared_->peers, options(), name_of(operation.kind), operation.label);
+  wait.until([&] { return device()->done(event); }, [&](const auto& add) { add(root_ranks_[rank_]); });
 }
 
 void Transport::follow(StreamHandle stream) { followed_ = stream; }

@@ -11,10 +11,11 @@
 // a call is given by span or string_view (bounds, counts, bytes, the label) is borrowed: it must stay valid and
 // unchanged until the ticket is done. A Reducer is moved in; keep its captures small, or std::function allocates.
 //
-// A transport of a device (device() not null) has its memory there and a stream of its own, on which collectives run in
-// call order. A call then puts its work on that stream before it returns, behind what is on the followed stream at
-// that moment, and the communication thread only watches it; Reducers are called within the call. Exchanges and
-// broadcasts take memory of the host as well as the device's.
+// A transport of a device (device() not null) has its memory there; its collectives begin behind what is on the followed
+// stream when they are called, and its exchanges and broadcasts take memory of the host as well as the device's. One that
+// runs on a stream (runs_on_stream()) puts its work there before the call returns, and the communication thread only
+// watches it; Reducers are called within the call. One that does not runs on the communication thread as any other, and
+// kernels that a Reducer puts on stream() are done before the collective is.
 //
 // Errors: a wrong call throws Error(invalid_argument) before anything is queued. A peer that does not arrive within the
 // deadline, is gone, or has aborted makes wait() throw Error(timeout | transport | aborted) naming the collective's
@@ -103,7 +104,7 @@ class Ticket {
   /// Blocks until done; throws what the collective threw. Waiting twice is harmless. An empty ticket is done.
   void wait() const;
   bool done() const;
-  /// What follows on `stream` comes after the collective. A transport without a device waits here instead.
+  /// What follows on `stream` comes after the collective. A transport that does not run on a stream waits here instead.
   void then(StreamHandle stream) const;
   /// Nanoseconds the communication thread spent on it. Requires done().
   std::int64_t busy_ns() const;
@@ -136,8 +137,12 @@ struct TransportOptions {
   /// Who adds up in a reduce_scatter over a device's transport: the ranks' parts as a tree in rank order, with the bits
   /// of every other transport, or the device's library in an order of its own.
   enum class Reduction { tree, sum } reduction = Reduction::tree;
-  /// Whose memory a transport of a device moves (nccl). shared_ptr: engines of the rank use it too.
+  /// Whose memory a transport of a device moves: nccl, and mpi when its library takes device memory. shared_ptr: engines
+  /// of the rank use it too.
   std::shared_ptr<Device> device;
+  /// Whether MPI is given the device's memory: when its library says that it takes it (and all ranks' libraries do), in
+  /// any case, or never. Otherwise that memory goes through the host.
+  enum class DeviceMessages { automatic, always, never } device_messages = DeviceMessages::automatic;
 };
 
 /// How a rank of the root transport is doing, as far as this rank can tell.
@@ -176,8 +181,10 @@ class Transport {
   virtual std::string data_path() const = 0;
   /// The device whose memory allocate() gives and collectives read; null for the host's.
   virtual Device* device() const { return nullptr; }
-  /// The stream that collectives run on; null without a device.
+  /// The stream that collectives, or at least their Reducers, run on; null without a device.
   virtual StreamHandle stream() const { return nullptr; }
+  /// Whether tickets order streams (Ticket::then) instead of making the host wait.
+  virtual bool runs_on_stream() const { return false; }
   /// Calls from now on come after what is on `stream` when they are made. Does nothing without a device.
   void follow(StreamHandle stream);
 
@@ -254,7 +261,7 @@ class Transport {
   virtual void do_exchange(std::span<const Outgoing> send, std::span<const Incoming> receive, std::string_view kind,
                            std::string_view label) = 0;
   virtual void do_barrier(std::string_view label) = 0;
-  /// For transports of a device, whose do_*() put work on the stream on the calling thread: called there before and
+  /// For transports that run on a stream, whose do_*() put work there on the calling thread: called there before and
   /// after each collective, and on the communication thread to wait until that work is done. They throw Error.
   virtual void do_begin() {}
   virtual void do_mark(Operation&, EventHandle) {}
@@ -270,6 +277,7 @@ class Transport {
   friend class CommunicationThread;
   void run(Operation& operation);
   void run_exchange(Operation& operation);
+  void await_followed(const Operation& operation, EventHandle event);
   Ticket submit(Operation&& operation, std::int64_t sent_bytes);
   void check_chunks(std::string_view kind, const SymmetricBuffer& buffer, std::int64_t offset,
                     std::span<const std::int64_t> bounds, std::string_view label) const;

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <set>
 
 #include "runtime/error.h"
 #include "tests/kernels/cuda/emulated_launches.h"
@@ -14,6 +15,9 @@ namespace {
 class EmulatedDevice final : public Device {
  public:
   explicit EmulatedDevice(bool reads_host_memory) : reads_host_memory_(reads_host_memory) {}
+  ~EmulatedDevice() override {
+    if (!pinned_.empty() || !memory_.empty()) std::abort();
+  }
 
   std::string name() const override { return "an emulated device"; }
   bool reads_host_memory() const override { return reads_host_memory_; }
@@ -40,6 +44,14 @@ class EmulatedDevice final : public Device {
     return memory;
   }
   void free_pinned(void* memory) noexcept override { std::free(memory); }
+  std::string pin(void* memory, std::int64_t) override {
+    std::lock_guard lock(mutex_);
+    return pinned_.insert(memory).second ? "" : "it is pinned already";
+  }
+  void unpin(void* memory) noexcept override {
+    std::lock_guard lock(mutex_);
+    if (pinned_.erase(memory) == 0) std::abort();
+  }
   bool owns(const void* address) override {
     std::lock_guard lock(mutex_);
     auto next = memory_.upper_bound(static_cast<const std::byte*>(address));
@@ -67,6 +79,7 @@ class EmulatedDevice final : public Device {
   bool reads_host_memory_;
   std::mutex mutex_;
   std::map<const std::byte*, std::int64_t> memory_;
+  std::set<void*> pinned_;
 };
 
 }  // namespace

@@ -12,25 +12,28 @@ namespace {
 /// MPI counts bytes in an int; longer data goes in several messages.
 constexpr std::int64_t longest_message = 64 << 20;
 /// Pieces of a reduce-scatter: receiving the next ones goes on while one is being summed.
-constexpr std::int64_t tile_bytes = 1 << 20;
+constexpr std::int64_t host_tile_bytes = 1 << 20;
+/// A device's launches want more to do; its staging, of all ranks and tiles ahead, stays within this if it can.
+constexpr std::int64_t device_staging_bytes = 128 << 20;
 constexpr int tiles_ahead = 4;
-
-std::int64_t tiles(std::int64_t bytes) { return (bytes + tile_bytes - 1) / tile_bytes; }
 
 }  // namespace
 
 MessageTransport::MessageTransport(int rank, std::vector<int> root_ranks, int group,
                                    std::shared_ptr<TransportShared> shared, std::shared_ptr<MpiSession> session,
-                                   int epoch, std::string data_path)
+                                   int epoch, std::string data_path, std::shared_ptr<Device> device)
     : Transport(rank, std::move(root_ranks), group, std::move(shared)),
       session_(std::move(session)),
       epoch_(epoch),
       data_path_(std::move(data_path)),
+      device_(std::move(device)),
+      stream_(device_ ? Stream(*device_) : Stream()),
       batches_(tiles_ahead),
       heard_(world_size(), 0),
       pieces_(world_size()) {}
 
 void MessageTransport::begin() {
+  if (device_) device_->bind();
   // Messages of calls that do not belong together never meet: they differ in epoch, group or number. Between two ranks,
   // those of one call arrive in the order they were sent.
   ++sequence_;
@@ -141,6 +144,17 @@ void MessageTransport::abandon() noexcept {
   }
 }
 
+std::byte* MessageTransport::device_staging(std::int64_t bytes) {
+  if (device_staging_.bytes() < bytes) device_staging_ = Buffer(bytes, device_.get());
+  return device_staging_.data();
+}
+
+std::int64_t MessageTransport::tile_bytes() const {
+  if (!device_) return host_tile_bytes;
+  const std::int64_t tile = device_staging_bytes / (tiles_ahead * world_size()) / host_tile_bytes * host_tile_bytes;
+  return std::max(tile, host_tile_bytes);
+}
+
 std::byte* MessageTransport::staging(std::int64_t bytes) {
   if (staging_bytes_ < bytes) {
     staging_ = private_memory(bytes);
@@ -155,13 +169,16 @@ void MessageTransport::do_reduce_scatter(const SymmetricBuffer& buffer, std::int
   Wait wait(*shared().peers, shared().options, "reduce_scatter", label);
   begin();
   const int ranks = world_size();
+  const std::int64_t tile_bytes = this->tile_bytes();
+  const auto tiles = [&](std::int64_t bytes) { return (bytes + tile_bytes - 1) / tile_bytes; };
   const std::byte* data = buffer.data() + offset;
   const std::int64_t own_begin = bounds[rank()];
   const std::int64_t own_end = bounds[rank() + 1];
   std::int64_t steps = 0;
   for (int p = 0; p < ranks; ++p) steps = std::max(steps, tiles(bounds[p + 1] - bounds[p]));
   const std::int64_t ahead = std::min<std::int64_t>(tiles_ahead, steps);
-  std::byte* stage = own_end > own_begin ? staging(ahead * ranks * tile_bytes) : nullptr;
+  const std::int64_t stage_bytes = own_end > own_begin ? ahead * ranks * tile_bytes : 0;
+  std::byte* stage = device_ ? device_staging(stage_bytes) : staging(stage_bytes);
   const auto place = [&](std::int64_t step, int p) { return stage + (step % tiles_ahead * ranks + p) * tile_bytes; };
 
   const auto start = [&](std::int64_t step) {
@@ -187,6 +204,7 @@ void MessageTransport::do_reduce_scatter(const SymmetricBuffer& buffer, std::int
       if (begin < own_end) {
         for (int p = 0; p < ranks; ++p) pieces_[p] = p == rank() ? data + begin : place(step, p);
         reduce(pieces_, begin, std::min(begin + tile_bytes, own_end));
+        if (device_) device_->synchronize(stream());  // its place is received into next
       }
       if (step + tiles_ahead < steps) start(step + tiles_ahead);
     }
@@ -252,11 +270,24 @@ void MessageTransport::do_barrier(std::string_view label) {
   }
 }
 
+// shared_ptr: queued collectives hold the memory too.
+std::shared_ptr<void> MessageTransport::memory_of(std::int64_t bytes, std::byte*& data) const {
+  if (!device_) {
+    const std::shared_ptr<void> memory = private_memory(bytes);
+    data = static_cast<std::byte*>(memory.get());
+    return memory;
+  }
+  auto memory = std::make_shared<Buffer>(bytes, device_.get());
+  data = memory->data();
+  return memory;
+}
+
 SymmetricBuffer MessageTransport::do_allocate(std::int64_t bytes, int id) {
   std::shared_ptr<void> memory;
+  std::byte* data = nullptr;
   std::string problem;
   try {
-    memory = private_memory(bytes);
+    memory = memory_of(bytes, data);
   } catch (const Error& error) {
     problem = error.what();
   }
@@ -269,7 +300,6 @@ SymmetricBuffer MessageTransport::do_allocate(std::int64_t bytes, int id) {
   auto shared = std::make_shared<SymmetricMemory>();
   shared->group = group();
   shared->copies.resize(static_cast<std::size_t>(world_size()), nullptr);
-  auto* data = static_cast<std::byte*>(memory.get());
   shared->copies[rank()] = data;
   shared->owners.push_back(std::move(memory));
   return SymmetricBuffer(data, bytes, id, std::move(shared));

@@ -1,6 +1,7 @@
 #pragma once
 // A group whose ranks reach each other only by MPI messages. Only nonblocking point-to-point calls are used, polled
-// with the same waits as everywhere, because Open MPI's collectives never return when a rank is gone.
+// with the same waits as everywhere, because Open MPI's collectives never return when a rank is gone. With a device, its
+// memory is what MPI reads and writes, which takes an MPI library that can.
 
 #include <mpi.h>
 
@@ -8,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/device/buffer.h"
 #include "runtime/transport/mpi/mpi_session.h"
 #include "runtime/transport/transport.h"
 
@@ -18,10 +20,13 @@ class Wait;
 class MessageTransport final : public Transport {
  public:
   MessageTransport(int rank, std::vector<int> root_ranks, int group, std::shared_ptr<TransportShared> shared,
-                   std::shared_ptr<MpiSession> session, int epoch, std::string data_path);
+                   std::shared_ptr<MpiSession> session, int epoch, std::string data_path,
+                   std::shared_ptr<Device> device);
   ~MessageTransport() override { drain(); }
 
   std::string data_path() const override { return data_path_; }
+  Device* device() const override { return device_.get(); }
+  StreamHandle stream() const override { return stream_.handle(); }
 
  protected:
   void do_reduce_scatter(const SymmetricBuffer& buffer, std::int64_t offset, std::span<const std::int64_t> bounds,
@@ -54,10 +59,15 @@ class MessageTransport final : public Transport {
   void check_arrival(const Message& message, const MPI_Status& status, const Wait& wait) const;
   void abandon() noexcept;
   std::byte* staging(std::int64_t bytes);
+  std::byte* device_staging(std::int64_t bytes);
+  std::int64_t tile_bytes() const;
+  std::shared_ptr<void> memory_of(std::int64_t bytes, std::byte*& data) const;
 
   std::shared_ptr<MpiSession> session_;  // shared with the backend
   int epoch_;
   std::string data_path_;
+  std::shared_ptr<Device> device_;  // null for the host's memory; shared with the other groups and the engine
+  Stream stream_;                   // of Reducers
   int tag_ = 0;
   std::uint64_t sequence_ = 0;
   std::vector<Batch> batches_;
@@ -67,6 +77,7 @@ class MessageTransport final : public Transport {
   std::vector<const std::byte*> pieces_;
   std::shared_ptr<void> staging_;  // grows to what the largest collective needs, then stays
   std::int64_t staging_bytes_ = 0;
+  Buffer device_staging_;
 };
 
 }  // namespace regatta

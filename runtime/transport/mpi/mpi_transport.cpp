@@ -5,6 +5,7 @@
 #include <numeric>
 #include <sstream>
 
+#include "runtime/transport/mpi/device_memory.h"
 #include "runtime/transport/mpi/mapped_memory.h"
 #include "runtime/transport/mpi/message_transport.h"
 #include "runtime/transport/mpi/mpi_communicator.h"
@@ -30,11 +31,12 @@ struct Islands {
 
 class MpiBackend final : public TransportBackend {
  public:
-  MpiBackend(std::shared_ptr<MpiSession> session, int epoch, Islands islands, std::shared_ptr<Peers> peers,
-             std::shared_ptr<MpiPeerLink> link)
+  MpiBackend(std::shared_ptr<MpiSession> session, int epoch, Islands islands, std::shared_ptr<Device> device,
+             std::shared_ptr<Peers> peers, std::shared_ptr<MpiPeerLink> link)
       : session_(std::move(session)),
         epoch_(epoch),
         islands_(std::move(islands)),
+        device_(std::move(device)),
         sharing_(std::make_shared<MappedSharing>()),
         peers_(std::move(peers)),
         link_(std::move(link)) {
@@ -55,15 +57,17 @@ class MpiBackend final : public TransportBackend {
   std::string_view name() const override { return "mpi"; }
 
   std::string offer(std::span<const int> root_ranks) override {
-    if (!islands_.together(root_ranks)) return by_messages;
+    if (between_devices(root_ranks) || !islands_.together(root_ranks)) return by_messages;
     return sharing_->create(Board::bytes(static_cast<int>(root_ranks.size()))).handle;
   }
 
   std::unique_ptr<Transport> join(int rank, std::vector<int> root_ranks, int group,
                                   std::shared_ptr<TransportShared> shared, const std::string& offer) override {
     if (offer == by_messages) {
-      return std::make_unique<MessageTransport>(rank, std::move(root_ranks), group, std::move(shared), session_, epoch_,
-                                                islands_.data_path);
+      const bool devices = between_devices(root_ranks);
+      return std::make_unique<MessageTransport>(
+          rank, std::move(root_ranks), group, std::move(shared), session_, epoch_,
+          devices ? "messages between devices" : islands_.data_path, devices ? device_ : nullptr);
     }
     MemorySharing::Piece board = sharing_->open(offer, Board::bytes(static_cast<int>(root_ranks.size())));
     return std::make_unique<BoardTransport>(rank, std::move(root_ranks), group, std::move(shared), board.data,
@@ -73,13 +77,27 @@ class MpiBackend final : public TransportBackend {
   void retire(const std::string& offer) noexcept override { sharing_->retire(offer); }
 
  private:
+  bool between_devices(std::span<const int> root_ranks) const { return device_ != nullptr && root_ranks.size() > 1; }
+
   std::shared_ptr<MpiSession> session_;  // shared with the groups and the link
   int epoch_;
   Islands islands_;
+  std::shared_ptr<Device> device_;  // null when messages go between the hosts' memories; shared with the groups
   std::shared_ptr<MappedSharing> sharing_;  // shared with the groups
   std::shared_ptr<Peers> peers_;            // shared with the communication thread
   std::shared_ptr<MpiPeerLink> link_;       // shared with the peers
 };
+
+/// The device whose memory messages carry; null when that goes through the host. All ranks decide alike.
+std::shared_ptr<Device> device_of_messages(const MpiSession& session, const TransportOptions& options) {
+  using DeviceMessages = TransportOptions::DeviceMessages;
+  const bool takes = options.device != nullptr && session.world_size() > 1 &&
+                     options.device_messages != DeviceMessages::never &&
+                     (options.device_messages == DeviceMessages::always || mpi_says_it_takes_cuda_memory());
+  const std::vector<std::string> answers = session.gather(takes ? "yes" : "no");
+  const bool all = std::find(answers.begin(), answers.end(), "no") == answers.end();
+  return all ? options.device : nullptr;
+}
 
 struct Neighbour {
   int host_leader = 0;
@@ -200,7 +218,9 @@ std::unique_ptr<Transport> make_root(const std::shared_ptr<MpiSession>& session,
     link = std::make_shared<MpiPeerLink>(session, epoch, records.records, distant, processes);
     peers->set_link(link);
   }
-  auto backend = std::make_shared<MpiBackend>(session, epoch, std::move(records.islands), peers, link);
+  const std::shared_ptr<Device> device = device_of_messages(*session, options);
+  if (device) session->keep_communicators();
+  auto backend = std::make_shared<MpiBackend>(session, epoch, std::move(records.islands), device, peers, link);
   std::vector<int> everyone(static_cast<std::size_t>(session->world_size()));
   std::iota(everyone.begin(), everyone.end(), 0);
   // What goes wrong here is thrown by all ranks alike.
@@ -230,6 +250,7 @@ std::unique_ptr<Transport> make_root(const std::shared_ptr<MpiSession>& session,
 }  // namespace
 
 std::unique_ptr<Transport> make_mpi_transport(const TransportOptions& options) {
+  if (options.device) options.device->bind();  // MPI libraries that know devices take the current one when they start
   return make_root(MpiSession::of_job(), options);
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 // Ranks as processes, started by mpirun. Ranks of one host share memory and read each other's buffers in place; groups
-// that span hosts, and all groups when TransportOptions::shared_memory is off, send messages. Over a communicator of
+// that span hosts, and all groups when TransportOptions::shared_memory is off, send messages; with a device whose memory the
+// MPI library takes, all groups do, between the devices' memories. Over a communicator of
 // the program's own instead of the whole job: mpi_communicator.h.
 
 #include <memory>

@@ -33,6 +33,7 @@ class NcclGroup final : public Transport {
   ~NcclGroup() override;
 
   std::string data_path() const override;
+  bool runs_on_stream() const override { return true; }
   Device* device() const override { return stream_->device.get(); }
   StreamHandle stream() const override { return stream_->stream.handle(); }
 
