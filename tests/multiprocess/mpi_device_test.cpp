@@ -1,5 +1,6 @@
 // Transport mpi and the memory of devices, under mpirun, on emulated devices: the contract with messages between the devices'
-// memories, and the engine in both ways (MPI given that memory, or through the host) with the bits of ranks on the CPU.
+// memories, and the engine on late devices in both ways (MPI given that memory, or through the host) with the bits of
+// ranks on the CPU.
 // What an MPI library with CUDA does itself is not shown here.
 
 #include <gtest/gtest.h>
@@ -13,6 +14,7 @@
 #include "runtime/transport/factory.h"
 #include "tests/runtime/transport_contract.h"
 #include "tests/support/emulated_device.h"
+#include "tests/support/late_device.h"
 #include "tests/support/recorded_case.h"
 #include "tests/support/spmd.h"
 
@@ -21,9 +23,9 @@ namespace {
 
 using DeviceMessages = TransportOptions::DeviceMessages;
 
-TransportOptions options_with_device(DeviceMessages messages) {
+TransportOptions options_with_device(DeviceMessages messages, std::shared_ptr<Device> device = emulated_device(false)) {
   TransportOptions options = test_transport_options();
-  options.device = emulated_device(false);
+  options.device = std::move(device);
   options.device_messages = messages;
   return options;
 }
@@ -114,7 +116,7 @@ TEST_P(MpiDeviceEngine, GivesTheBitsOfTheCpu) {
         cli::ReplayResult mine = cli::replay(recorded, options, t);
         if (t.rank() == 0) cpu = std::move(mine);
       });
-      const TransportOptions transport = options_with_device(GetParam());
+      const TransportOptions transport = options_with_device(GetParam(), late_device());
       options.engine.device = transport.device;
       run_here(transport, [&](Transport& t) {
         const cli::ReplayResult mine = cli::replay(recorded, options, t);

@@ -60,14 +60,13 @@ class DeviceEngine : public ::testing::Test {
   EngineOptions engine_;
 
   ReplayResult run(const ReplayCase& recorded, const std::string& rule, const Settings& settings, const Layout& layout,
-                   std::shared_ptr<Device> device) {
+                   const std::function<std::shared_ptr<Device>()>& device) {
     ReplayOptions options;
     options.mesh = Mesh::parse(layout.mesh);
     options.engine = engine_;
     options.engine.mode = layout.mode;
     options.engine.cut = layout.cut;
     options.engine.bucket_bytes = layout.bucket_bytes;
-    options.engine.device = std::move(device);
     options.lr = 0.02;
     options.steps = static_cast<int>(recorded.gradients.size());
     options.groups = {{rule, make_rule(rule, settings), 1}};
@@ -81,13 +80,15 @@ class DeviceEngine : public ::testing::Test {
     }
     ReplayResult result;
     testing::run_ranks(options.mesh.world_size(), [&](Transport& transport) {
-      ReplayResult mine = cli::replay(recorded, options, transport);
+      ReplayOptions own = options;
+      if (device) own.engine.device = device();
+      ReplayResult mine = cli::replay(recorded, own, transport);
       if (transport.rank() == 0) result = std::move(mine);
     });
     return result;
   }
 
-  /// On the CPU and on both kinds of device.
+  /// On the CPU and on all kinds of device.
   void expect_same(const ReplayCase& recorded, const std::string& rule, const Settings& settings,
                    const Layout& layout) {
     const ReplayResult cpu = run(recorded, rule, settings, layout, nullptr);
@@ -180,7 +181,7 @@ TEST_F(DeviceEngine, MicroBatchesAddUpAsOnTheCpu) {
           options.accumulation = accumulation;
           options.micro_batches = 4;
           options.bucket_bytes = 400;
-          if (way > 0) options.device = devices_[way - 1].device;
+          if (way > 0) options.device = devices_[way - 1].device();
           Param a{"a", {10, 12}}, b{"b", {12, 10}};
           Engine engine({a, b}, {{"all", make_rule("reg", {}), 1}}, Mesh::parse("dp=2"), transport, options);
           std::mt19937 random(5);
@@ -214,7 +215,7 @@ TEST_F(DeviceEngine, MicroBatchesAddUpAsOnTheCpu) {
 
 TEST_F(DeviceEngine, SkipsAStepWithoutTouchingState) {
   EngineOptions options;
-  options.device = devices_.back().device;
+  options.device = devices_.back().device();
   testing::run_ranks(1, [&](Transport& transport) {
     Engine engine({Param{"a", {4, 8}}}, {{"all", make_rule("reg", {}), 1}}, Mesh(), transport, options);
     std::vector<float> numbers(32, 1.0F), before(32), after(32);
@@ -241,7 +242,7 @@ TEST_F(DeviceEngine, SettingsThatChangeReachTheDevice) {
     std::vector<float> values(96);
     testing::run_ranks(1, [&](Transport& transport) {
       EngineOptions options;
-      if (on_device) options.device = devices_.back().device;
+      if (on_device) options.device = devices_.back().device();
       Upload upload;
       Engine engine({Param{"a", {8, 12}}}, {{"all", make_rule("reg", {}), 1}}, Mesh(), transport, options);
       std::vector<float> numbers(96);
@@ -267,6 +268,7 @@ TEST_F(DeviceEngine, SettingsThatChangeReachTheDevice) {
 
 // A job that goes on elsewhere: state leaves a CPU and enters a device, and the other way round.
 TEST_F(DeviceEngine, TakesOverStateOfTheCpuAndGivesItBack) {
+  const std::shared_ptr<Device> its_device = devices_.back().device();
   testing::run_ranks(1, [&](Transport& transport) {
     const auto make = [&](std::shared_ptr<Device> device) {
       EngineOptions options;
@@ -303,7 +305,7 @@ TEST_F(DeviceEngine, TakesOverStateOfTheCpuAndGivesItBack) {
                   0)
             << mine[i].state;
     };
-    const auto cpu = make(nullptr), device = make(devices_.back().device), again = make(nullptr);
+    const auto cpu = make(nullptr), device = make(its_device), again = make(nullptr);
     step(*cpu);
     move(*cpu, *device);
     step(*cpu);
@@ -318,7 +320,7 @@ TEST_F(DeviceEngine, TakesOverStateOfTheCpuAndGivesItBack) {
 
 TEST_F(DeviceEngine, RefusesWhatItCannot) {
   EngineOptions options;
-  options.device = devices_.back().device;
+  options.device = devices_.back().device();
   options.proof_every = 3;
   testing::run_ranks(1, [&](Transport& transport) {
     try {

@@ -14,6 +14,7 @@
 #include "runtime/transport/nccl/nccl_transport.h"
 #include "tests/runtime/transport_contract.h"
 #include "tests/support/emulated_device.h"
+#include "tests/support/late_device.h"
 #include "tests/support/recorded_case.h"
 #include "tests/support/spmd.h"
 
@@ -37,7 +38,7 @@ TransportOptions nccl_options() {
   return options;
 }
 
-/// As run_ranks; the sentence of every rank's error.
+/// As run_ranks; the sentence of every rank's error. Without a device in the options, each rank has a late one.
 std::vector<std::string> run_nccl_ranks(int ranks, const TransportOptions& options,
                                         const std::function<void(Transport&)>& body) {
   const std::string file = meeting_file();
@@ -47,7 +48,9 @@ std::vector<std::string> run_nccl_ranks(int ranks, const TransportOptions& optio
     threads.emplace_back([&, r] {
       place_of_this_rank = {r, ranks, r, "", 0, file};
       try {
-        const std::unique_ptr<Transport> transport = make_nccl_transport(options);
+        TransportOptions own = options;
+        if (!own.device) own.device = late_device();
+        const std::unique_ptr<Transport> transport = make_nccl_transport(own);
         try {
           body(*transport);
         } catch (const Error& error) {
@@ -184,15 +187,19 @@ TEST(NcclEngine, GivesTheBitsOfLocal) {
       cli::ReplayResult mine = cli::replay(recorded, options, t);
       if (t.rank() == 0) local = std::move(mine);
     });
-    const TransportOptions transport = nccl_options();
-    options.engine.device = transport.device;
-    expect_good(run_nccl_ranks(options.mesh.world_size(), transport, [&](Transport& t) {
-      cli::ReplayResult mine = cli::replay(recorded, options, t);
-      if (t.rank() == 0) nccl = std::move(mine);
-    }));
-    EXPECT_TRUE(nccl.bytes_as_planned) << mesh;
-    ASSERT_EQ(local.tensors.size(), nccl.tensors.size()) << mesh;
-    for (const auto& [name, tensor] : local.tensors) EXPECT_EQ(tensor.values, nccl.tensors.at(name).values) << name;
+    for (const bool late : {false, true}) {
+      const TransportOptions transport = late ? test_transport_options() : nccl_options();
+      expect_good(run_nccl_ranks(options.mesh.world_size(), transport, [&](Transport& t) {
+        cli::ReplayOptions own = options;
+        own.engine.device = t.options().device;
+        cli::ReplayResult mine = cli::replay(recorded, own, t);
+        if (t.rank() == 0) nccl = std::move(mine);
+      }));
+      EXPECT_TRUE(nccl.bytes_as_planned) << mesh;
+      ASSERT_EQ(local.tensors.size(), nccl.tensors.size()) << mesh;
+      for (const auto& [name, tensor] : local.tensors)
+        EXPECT_EQ(tensor.values, nccl.tensors.at(name).values) << name << (late ? ", late" : "");
+    }
   }
 }
 

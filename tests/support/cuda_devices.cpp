@@ -5,7 +5,8 @@ namespace regatta::testing {
 
 std::vector<DeviceUnderTest> devices_under_test(std::string& why_not) {
   try {
-    return {{"cuda", open_device("cuda")}};
+    const std::shared_ptr<Device> device = open_device("cuda");
+    return {{"cuda", [device] { return device; }}};
   } catch (const Error& error) {
     why_not = error.what();
     return {};

@@ -2,6 +2,7 @@
 // The devices that a test program runs its cases on: emulated ones, or this machine's GPU. A program links one of the
 // two.
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,7 +13,7 @@ namespace regatta::testing {
 
 struct DeviceUnderTest {
   std::string name;
-  std::shared_ptr<Device> device;
+  std::function<std::shared_ptr<Device>()> device;  ///< for one rank
 };
 
 /// Empty, with a reason, where there is none.

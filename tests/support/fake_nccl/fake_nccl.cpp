@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/late_stream.h"
+
 namespace {
 
 std::mutex one;  // everything below
@@ -49,12 +51,18 @@ struct FakeNcclComm {
   std::size_t collectives = 0;
   std::deque<std::unique_ptr<Part>> parts;
   bool aborted = false;
+  bool late = false;  // its calls are on a LateStream
 };
 
 namespace {
 
 thread_local int group_depth = 0;
-thread_local std::vector<std::pair<ncclComm_t, std::unique_ptr<Part>>> grouped;
+struct Call {
+  ncclComm_t comm;
+  cudaStream_t stream;
+  std::unique_ptr<Part> part;
+};
+thread_local std::vector<Call> grouped;
 
 void post(ncclComm_t comm, std::unique_ptr<Part> part) {
   World& world = *comm->world;
@@ -132,15 +140,32 @@ bool progress(ncclComm_t comm) {
   return comm->parts.empty();
 }
 
-ncclResult_t call(ncclComm_t comm, Part part) {
+// Calls that were made together: at once, or when their stream comes to them, which then waits for the peers.
+void begin(std::vector<Call> calls) {
+  if (calls.empty()) return;
+  if (calls.front().stream == nullptr) {
+    for (Call& one_call : calls) post(one_call.comm, std::move(one_call.part));
+    return;
+  }
+  for (const Call& one_call : calls) one_call.comm->late = true;
+  const ncclComm_t comm = calls.front().comm;
+  auto& stream = regatta::testing::LateStream::of(calls.front().stream);
+  stream.put([comm, left = std::make_shared<std::vector<Call>>(std::move(calls))] {
+    const std::lock_guard lock(one);
+    if (comm->aborted) return true;
+    for (Call& one_call : *left) post(comm, std::move(one_call.part));
+    left->clear();
+    return progress(comm);
+  });
+}
+
+ncclResult_t call(ncclComm_t comm, Part part, cudaStream_t stream) {
   auto own = std::make_unique<Part>(std::move(part));
   const std::lock_guard lock(one);
   if (comm->aborted) return ncclInvalidUsage;
-  if (group_depth > 0) {
-    grouped.emplace_back(comm, std::move(own));
-    return ncclSuccess;
-  }
-  post(comm, std::move(own));
+  grouped.push_back({comm, stream, std::move(own)});
+  if (group_depth > 0) return ncclSuccess;
+  begin(std::exchange(grouped, {}));
   return ncclInProgress;
 }
 
@@ -164,7 +189,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id
   if (!world) world = std::make_shared<World>();
   world->ranks = ranks;
   ++world->joined;
-  *comm = new FakeNcclComm{world, rank, 0, {}, false};
+  *comm = new FakeNcclComm{world, rank, 0, {}, false, false};
   if (world->joined == ranks) worlds.erase(id.internal);
   return ncclInProgress;
 }
@@ -187,7 +212,7 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* state) {
   } else if (comm->world->joined < comm->world->ranks) {
     *state = ncclInProgress;
   } else {
-    const bool done = progress(comm);
+    const bool done = comm->late || progress(comm);  // on a stream, calls are done with once they are there
     *state = comm->world->broken ? ncclRemoteError : done ? ncclSuccess : ncclInProgress;
   }
   return ncclSuccess;
@@ -201,30 +226,29 @@ ncclResult_t ncclGroupStart() {
 ncclResult_t ncclGroupEnd() {
   if (--group_depth > 0) return ncclSuccess;
   const std::lock_guard lock(one);
-  for (auto& [comm, part] : grouped) post(comm, std::move(part));
-  grouped.clear();
+  begin(std::exchange(grouped, {}));
   return ncclInProgress;
 }
-ncclResult_t ncclSend(const void* from, size_t count, ncclDataType_t type, int peer, ncclComm_t comm, cudaStream_t) {
-  return call(comm, {Part::send, from, nullptr, count, type, peer});
+ncclResult_t ncclSend(const void* from, size_t count, ncclDataType_t type, int peer, ncclComm_t comm, cudaStream_t stream) {
+  return call(comm, {Part::send, from, nullptr, count, type, peer}, stream);
 }
-ncclResult_t ncclRecv(void* to, size_t count, ncclDataType_t type, int peer, ncclComm_t comm, cudaStream_t) {
-  return call(comm, {Part::receive, nullptr, to, count, type, peer});
+ncclResult_t ncclRecv(void* to, size_t count, ncclDataType_t type, int peer, ncclComm_t comm, cudaStream_t stream) {
+  return call(comm, {Part::receive, nullptr, to, count, type, peer}, stream);
 }
 ncclResult_t ncclReduce(const void* from, void* to, size_t count, ncclDataType_t type, ncclRedOp_t, int root,
-                        ncclComm_t comm, cudaStream_t) {
-  return call(comm, {Part::reduce, from, to, count, type, root});
+                        ncclComm_t comm, cudaStream_t stream) {
+  return call(comm, {Part::reduce, from, to, count, type, root}, stream);
 }
 ncclResult_t ncclAllReduce(const void* from, void* to, size_t count, ncclDataType_t type, ncclRedOp_t, ncclComm_t comm,
-                           cudaStream_t) {
-  return call(comm, {Part::all_reduce, from, to, count, type, 0});
+                           cudaStream_t stream) {
+  return call(comm, {Part::all_reduce, from, to, count, type, 0}, stream);
 }
 ncclResult_t ncclAllGather(const void* from, void* to, size_t count, ncclDataType_t type, ncclComm_t comm,
-                           cudaStream_t) {
-  return call(comm, {Part::all_gather, from, to, count, type, 0});
+                           cudaStream_t stream) {
+  return call(comm, {Part::all_gather, from, to, count, type, 0}, stream);
 }
 ncclResult_t ncclBroadcast(const void* from, void* to, size_t count, ncclDataType_t type, int root, ncclComm_t comm,
-                           cudaStream_t) {
-  return call(comm, {Part::broadcast, from, to, count, type, root});
+                           cudaStream_t stream) {
+  return call(comm, {Part::broadcast, from, to, count, type, root}, stream);
 }
 }

@@ -1,0 +1,14 @@
+#pragma once
+// A Device of the tests whose streams are late (late_stream.h): memory of the host, kernels run by the emulator when
+// somebody waits for them. Where CUDA would wait or copy aside at once (memory that is not pinned, allocating and
+// freeing), so does this. Every rank needs one of its own.
+
+#include <memory>
+
+#include "runtime/device/device.h"
+
+namespace regatta::testing {
+
+std::shared_ptr<Device> late_device();
+
+}  // namespace regatta::testing
