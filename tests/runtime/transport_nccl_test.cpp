@@ -38,9 +38,10 @@ TransportOptions nccl_options() {
   return options;
 }
 
-/// As run_ranks; the sentence of every rank's error. Without a device in the options, each rank has a late one.
+/// As run_ranks; the sentence of every rank's error. Without a device in the options, each rank makes one.
 std::vector<std::string> run_nccl_ranks(int ranks, const TransportOptions& options,
-                                        const std::function<void(Transport&)>& body) {
+                                        const std::function<void(Transport&)>& body,
+                                        const std::function<std::shared_ptr<Device>()>& make_device = {}) {
   const std::string file = meeting_file();
   std::vector<std::string> sentences(static_cast<std::size_t>(ranks));
   std::vector<std::thread> threads;
@@ -49,7 +50,7 @@ std::vector<std::string> run_nccl_ranks(int ranks, const TransportOptions& optio
       place_of_this_rank = {r, ranks, r, "", 0, file};
       try {
         TransportOptions own = options;
-        if (!own.device) own.device = late_device();
+        if (!own.device) own.device = make_device();
         const std::unique_ptr<Transport> transport = make_nccl_transport(own);
         try {
           body(*transport);
@@ -187,18 +188,21 @@ TEST(NcclEngine, GivesTheBitsOfLocal) {
       cli::ReplayResult mine = cli::replay(recorded, options, t);
       if (t.rank() == 0) local = std::move(mine);
     });
-    for (const bool late : {false, true}) {
-      const TransportOptions transport = late ? test_transport_options() : nccl_options();
-      expect_good(run_nccl_ranks(options.mesh.world_size(), transport, [&](Transport& t) {
+    for (const std::string streams : {"at once", "late", "only its own late"}) {
+      const bool at_once = streams == "at once";
+      const TransportOptions transport = at_once ? nccl_options() : test_transport_options();
+      const auto replay = [&](Transport& t) {
         cli::ReplayOptions own = options;
         own.engine.device = t.options().device;
         cli::ReplayResult mine = cli::replay(recorded, own, t);
         if (t.rank() == 0) nccl = std::move(mine);
-      }));
+      };
+      expect_good(run_nccl_ranks(options.mesh.world_size(), transport, replay,
+                                 [&] { return late_device(streams != "late"); }));
       EXPECT_TRUE(nccl.bytes_as_planned) << mesh;
       ASSERT_EQ(local.tensors.size(), nccl.tensors.size()) << mesh;
       for (const auto& [name, tensor] : local.tensors)
-        EXPECT_EQ(tensor.values, nccl.tensors.at(name).values) << name << (late ? ", late" : "");
+        EXPECT_EQ(tensor.values, nccl.tensors.at(name).values) << name << ", streams " << streams;
     }
   }
 }

@@ -60,7 +60,7 @@ class Memory {
 
 class LateDevice final : public Device {
  public:
-  LateDevice() : default_(std::make_shared<LateStream>()) { streams_.push_back(default_); }
+  explicit LateDevice(bool eager_default) : default_(std::make_shared<LateStream>(eager_default)) { streams_.push_back(default_); }
   ~LateDevice() override {
     if (!memory_.empty() || !pinned_.empty()) std::abort();
   }
@@ -188,6 +188,6 @@ class LateDevice final : public Device {
 
 }  // namespace
 
-std::shared_ptr<Device> late_device() { return std::make_shared<LateDevice>(); }
+std::shared_ptr<Device> late_device(bool eager_default) { return std::make_shared<LateDevice>(eager_default); }
 
 }  // namespace regatta::testing

@@ -9,6 +9,7 @@
 
 namespace regatta::testing {
 
-std::shared_ptr<Device> late_device();
+/// With `eager_default` its default stream does all it can at once, and only the others are late.
+std::shared_ptr<Device> late_device(bool eager_default = false);
 
 }  // namespace regatta::testing

@@ -13,9 +13,12 @@ thread_local LateStream* current = nullptr;
 }  // namespace
 
 void LateStream::put(std::function<bool()> work) {
-  std::lock_guard lock(queue_);
-  work_.push_back(std::move(work));
-  ++given_;
+  {
+    std::lock_guard lock(queue_);
+    work_.push_back(std::move(work));
+    ++given_;
+  }
+  while (eager_ && move_on()) continue;
 }
 
 LateStream::Mark LateStream::mark() {

@@ -16,6 +16,8 @@ namespace regatta::testing {
 /// Thread-safe. As with GPUs, a stream moves on when any thread looks.
 class LateStream : public std::enable_shared_from_this<LateStream> {
  public:
+  /// An eager one does all it can at once.
+  explicit LateStream(bool eager = false) : eager_(eager) {}
   /// How far a stream was at some moment.
   struct Mark {
     std::shared_ptr<LateStream> stream;
@@ -39,6 +41,7 @@ class LateStream : public std::enable_shared_from_this<LateStream> {
   static void make_current(LateStream* stream);
 
  private:
+  const bool eager_;
   std::mutex running_, queue_;
   std::deque<std::function<bool()>> work_;
   std::int64_t given_ = 0;
