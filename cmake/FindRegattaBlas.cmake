@@ -18,5 +18,7 @@ if(RegattaBlas_FOUND AND NOT TARGET RegattaBlas::RegattaBlas)
   set_target_properties(RegattaBlas::RegattaBlas PROPERTIES
     IMPORTED_LOCATION ${RegattaBlas_LIBRARY}
     INTERFACE_INCLUDE_DIRECTORIES ${RegattaBlas_INCLUDE_DIR}
-    INTERFACE_LINK_LIBRARIES OpenMP::OpenMP_CXX)
+    # A flag, not a path: LibTorch with CUDA brings an OpenMP of its own, and a path to the other would contradict it.
+    INTERFACE_COMPILE_OPTIONS "$<$<COMPILE_LANGUAGE:CXX>:${OpenMP_CXX_FLAGS}>"
+    INTERFACE_LINK_LIBRARIES "${OpenMP_CXX_FLAGS}")
 endif()

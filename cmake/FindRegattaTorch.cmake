@@ -82,7 +82,7 @@ endif()
 set(RegattaTorch_VERSION "${Torch_VERSION}")
 if(Torch_FOUND AND NOT RegattaTorch_VERSION)
   foreach(_regatta_folder ${TORCH_INCLUDE_DIRS})
-    foreach(_regatta_header torch/csrc/api/include/torch/version.h torch/version.h)
+    foreach(_regatta_header torch/headeronly/version.h torch/csrc/api/include/torch/version.h torch/version.h)
       if(NOT RegattaTorch_VERSION AND EXISTS ${_regatta_folder}/${_regatta_header})
         file(STRINGS ${_regatta_folder}/${_regatta_header} _regatta_line REGEX "#define TORCH_VERSION_(MAJOR|MINOR|PATCH) ")
         string(REGEX REPLACE ".*MAJOR ([0-9]+).*MINOR ([0-9]+).*PATCH ([0-9]+).*" "\\1.\\2.\\3" RegattaTorch_VERSION
