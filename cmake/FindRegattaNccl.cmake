@@ -1,7 +1,8 @@
 # NCCL: the target RegattaNccl::RegattaNccl, RegattaNccl_FOUND, RegattaNccl_VERSION. Needs CUDA.
 #
-# REGATTA_NCCL_DIR or NCCL_HOME names its folder; otherwise it is looked for beside CUDA, where the system keeps libraries, and
-# in the package nvidia-nccl-cu* of the active Python, which torch brings along.
+# REGATTA_NCCL_DIR or NCCL_HOME names its folder; otherwise it is looked for in the package nvidia-nccl-cu* beside the torch that
+# REGATTA_TORCH_DIR names or of the active Python, because a process has one NCCL and torch brings its own; then where
+# scripts/bootstrap puts it, beside CUDA, and where the system keeps libraries.
 set(REGATTA_NCCL_DIR "" CACHE PATH "Folder of NCCL (with include and lib); empty to look for one")
 set(_regatta_nccl_places ${REGATTA_NCCL_DIR} $ENV{NCCL_HOME})
 find_program(REGATTA_PYTHON NAMES python3 python)
@@ -13,6 +14,10 @@ print(list(s.submodule_search_locations)[0])"
                   OUTPUT_VARIABLE _regatta_python_nccl OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
   list(APPEND _regatta_nccl_places ${_regatta_python_nccl})
 endif()
+if(REGATTA_TORCH_DIR)
+  list(PREPEND _regatta_nccl_places ${REGATTA_TORCH_DIR}/../nvidia/nccl)
+endif()
+list(APPEND _regatta_nccl_places ${CMAKE_CURRENT_LIST_DIR}/../.deps/cuda/nvidia/nccl)
 find_path(REGATTA_NCCL_INCLUDE_DIR nccl.h HINTS ${_regatta_nccl_places} ${CUDAToolkit_INCLUDE_DIRS} PATH_SUFFIXES include)
 find_library(REGATTA_NCCL_LIBRARY NAMES nccl libnccl.so.2 HINTS ${_regatta_nccl_places} ${CUDAToolkit_LIBRARY_DIR}
              PATH_SUFFIXES lib lib64)
