@@ -16,9 +16,10 @@ void add_device_flags(CLI::App& app, DeviceFlags& flags) {
                  "sum (NCCL itself)")
       ->capture_default_str()
       ->check(CLI::IsMember({"tree", "sum"}));
-  app.add_option("--device-messages", flags.device_messages,
-                 "Whether transport mpi gives MPI the devices' memory: auto (when the MPI library says that it takes it), "
-                 "always, or never (through pinned memory of the host)")
+  app.add_option(
+         "--device-messages", flags.device_messages,
+         "Whether transport mpi gives MPI the devices' memory: auto (when the MPI library says that it takes it), "
+         "always, or never (through pinned memory of the host)")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "always", "never"}));
 }

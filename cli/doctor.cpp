@@ -55,6 +55,8 @@ Diagnosis diagnose(const Flags& flags) {
   now.built_with_mpi = built_with("MPI");
   now.built_with_torch = built_with("LibTorch");
   now.built_with_blas = built_with("OpenBLAS");
+  now.built_with_cuda = built_with("CUDA");
+  now.built_with_nccl = built_with("NCCL");
   now.omp_num_threads = environment("OMP_NUM_THREADS");
   now.root_allowed =
       environment("OMPI_ALLOW_RUN_AS_ROOT") == "1" && environment("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM") == "1";
@@ -142,9 +144,12 @@ void print(const Diagnosis& diagnosis) {
 
   std::cout << "Self-test of every transport\n";
   for (const SelfTest& test : diagnosis.self_tests) {
+    const std::string cuda = !now.built_with_cuda || test.transport != "mpi" ? ""
+                             : test.takes_cuda_memory                        ? "; takes CUDA memory"
+                                                                             : "; CUDA memory goes through the host";
     row(test.transport, test.passed
-                            ? fmt::format("passed on {} ranks; started in {:.2f} s; gradients summed at {:.2f} GB/s",
-                                          test.ranks, test.start_seconds, test.reduce_scatter_gb_per_s)
+                            ? fmt::format("passed on {} ranks; started in {:.2f} s; gradients summed at {:.2f} GB/s{}",
+                                          test.ranks, test.start_seconds, test.reduce_scatter_gb_per_s, cuda)
                             : (test.ran ? "FAILED: " : "not run: ") + test.detail);
   }
   if (!now.built_with_mpi) row("mpi", "not built in");
@@ -202,6 +207,7 @@ nlohmann::json json_of(const Diagnosis& diagnosis) {
                                  {"passed", test.passed},
                                  {"detail", test.detail},
                                  {"start_seconds", test.start_seconds},
+                                 {"takes_cuda_memory", test.takes_cuda_memory},
                                  {"reduce_scatter_gb_per_s", test.reduce_scatter_gb_per_s}});
   }
   out["findings"] = nlohmann::json::array();

@@ -21,9 +21,14 @@ void run(Options options) {
   finetune::complete(options, mesh);
   options.engine.device = device_of(options.device);
   if (options.engine.device) finetune::check_device(options, mesh);
-  const RankSettings settings{"regatta finetune",          options.transport,     options.engine_flags.mesh,
-                              options.deadline_seconds,    options.engine.device, reduction_of(options.device),
-                              device_messages_of(options.device), options.checkpoints.wanted()};
+  const RankSettings settings{"regatta finetune",
+                              options.transport,
+                              options.engine_flags.mesh,
+                              options.deadline_seconds,
+                              options.engine.device,
+                              reduction_of(options.device),
+                              device_messages_of(options.device),
+                              options.checkpoints.wanted()};
   set_exit_code(run_on_ranks(settings, [&](RankContext& context) { finetune::run_rank(options, mesh, context); }));
 }
 

@@ -113,8 +113,12 @@ void print_result(const Flags& flags, const ReplayOptions& options, const Replay
 
 void run(const Flags& flags) {
   const std::shared_ptr<Device> device = device_of(flags.device);
-  const RankSettings settings{"regatta replay",           flags.transport, flags.engine.mesh,
-                              flags.deadline_seconds,     device,          reduction_of(flags.device),
+  const RankSettings settings{"regatta replay",
+                              flags.transport,
+                              flags.engine.mesh,
+                              flags.deadline_seconds,
+                              device,
+                              reduction_of(flags.device),
                               device_messages_of(flags.device)};
   set_exit_code(run_on_ranks(settings, [&](RankContext& context) {
     ReplayCase recorded;

@@ -78,9 +78,17 @@ void of_build(const Circumstances& c, std::vector<Finding>& out) {
                    "built without OpenBLAS: rules that see whole matrices (muon and its family) are refused; install "
                    "libopenblas-openmp-dev and configure again"});
   }
-  if (c.libraries.cuda_devices > 0) {
-    out.push_back({false, fmt::format("{} CUDA device(s) found, but this version computes on the CPU only",
+  if (c.libraries.cuda_devices > 0 && !c.built_with_cuda) {
+    out.push_back({false, fmt::format("{} CUDA device(s) found, but this build has no CUDA: no --device cuda; install "
+                                      "nvidia-cuda-toolkit, or put nvcc in PATH, and configure again",
                                       c.libraries.cuda_devices)});
+  }
+  if (c.libraries.cuda_devices > 1 && c.built_with_cuda && !c.built_with_nccl) {
+    out.push_back(
+        {false, fmt::format("{} CUDA devices found, but this build has no NCCL: what ranks send each other goes "
+                            "through MPI or the host; run scripts/bootstrap, or install libnccl-dev, and "
+                            "configure again",
+                            c.libraries.cuda_devices)});
   }
 }
 

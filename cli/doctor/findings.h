@@ -22,6 +22,8 @@ struct Circumstances {
   bool built_with_mpi = false;
   bool built_with_torch = false;
   bool built_with_blas = false;
+  bool built_with_cuda = false;
+  bool built_with_nccl = false;
   std::string omp_num_threads;         ///< of the environment; "" when unset
   bool root_allowed = false;           ///< Open MPI may run as root
   bool oversubscribe_allowed = false;  ///< Open MPI may start more ranks than cores

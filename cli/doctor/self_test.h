@@ -17,6 +17,7 @@ struct SelfTest {
   bool ran = false;
   bool passed = false;
   std::string detail;                  ///< why it failed or did not run
+  bool takes_cuda_memory = false;      ///< the MPI library says that it does
   double reduce_scatter_gb_per_s = 0;  ///< of a 16 MiB buffer, bytes of the whole buffer over time
   double start_seconds = 0;            ///< from the call to the first collective done; includes starting processes
 };

@@ -19,6 +19,7 @@
 #include "cli/doctor/self_test.h"
 #include "runtime/error.h"
 #include "runtime/transport/factory.h"
+#include "runtime/transport/mpi/mpi_transport.h"
 #include "runtime/transport/transport.h"
 
 extern char** environ;
@@ -153,6 +154,7 @@ SelfTest test_mpi(const std::string& program, int ranks, std::chrono::millisecon
           "mpirun ended with code " + std::to_string(finished.exit_code) + ": " + first_sentence(finished.output);
     } else {
       result.ranks = said.at("ranks").get<int>();
+      result.takes_cuda_memory = said.at("takes_cuda_memory").get<bool>();
       result.reduce_scatter_gb_per_s = said.at("reduce_scatter_gb_per_s").get<double>();
       result.start_seconds = whole.count() - said.at("seconds").get<double>();
       result.passed = result.ranks == ranks;
@@ -170,9 +172,11 @@ void run_as_mpi_rank(std::chrono::milliseconds deadline) {
   const double speed = exercise(*transport);
   const std::chrono::duration<double> seconds = Clock::now() - start;
   if (transport->rank() != 0) return;
-  const nlohmann::json line = {
-      {result_key,
-       {{"ranks", transport->world_size()}, {"reduce_scatter_gb_per_s", speed}, {"seconds", seconds.count()}}}};
+  const nlohmann::json line = {{result_key,
+                                {{"ranks", transport->world_size()},
+                                 {"takes_cuda_memory", mpi_takes_cuda_memory()},
+                                 {"reduce_scatter_gb_per_s", speed},
+                                 {"seconds", seconds.count()}}}};
   std::printf("%s\n", line.dump().c_str());
 }
 

@@ -66,8 +66,8 @@ class Device {
   void check_launch(int code, std::string_view what) const;
 };
 
-/// Memory of the host that is pinned while this lives; it must outlive this. When the device's driver refuses, a warning
-/// says so once and copies are slower.
+/// Memory of the host that is pinned while this lives; it must outlive this. When the device's driver refuses, a
+/// warning says so once and copies are slower.
 class HostPin {
  public:
   HostPin() = default;

@@ -81,8 +81,8 @@ void CommunicationThread::loop() {
   }
 }
 
-// What runs on a stream goes there here, so that streams see collectives in the order of the calls. Other collectives of a
-// device's memory only note how far the followed stream is.
+// What runs on a stream goes there here, so that streams see collectives in the order of the calls. Other collectives
+// of a device's memory only note how far the followed stream is.
 void CommunicationThread::start(Slot& slot, std::uint64_t number) {
   Transport& transport = *slot.operation.transport;
   slot.device = transport.device();

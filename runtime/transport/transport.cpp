@@ -275,8 +275,8 @@ void Transport::run_exchange(Operation& operation) {
   if (runs_on_stream()) return do_exchange(outgoing_, incoming_, name_of(operation.kind), operation.label);
   Outgoing& own_out = outgoing_[rank_];
   Incoming& own_in = incoming_[rank_];
-  const bool on_device =
-      device() != nullptr && device()->owns(operation.receive.empty() ? operation.send.data() : operation.receive.data());
+  const bool on_device = device() != nullptr &&
+                         device()->owns(operation.receive.empty() ? operation.send.data() : operation.receive.data());
   if (own_out.bytes > 0 && own_out.data != own_in.data) {
     if (on_device) {
       device()->copy(own_in.data, own_out.data, own_out.bytes, stream());
@@ -288,8 +288,7 @@ void Transport::run_exchange(Operation& operation) {
   own_out = {};
   own_in = {};
   if (world_size() > 1) do_exchange(outgoing_, incoming_, name_of(operation.kind), operation.label);
-  if (options().faults && !on_device)
-    options().faults->arrived(root_ranks_[rank_], operation.label, operation.receive);
+  if (options().faults && !on_device) options().faults->arrived(root_ranks_[rank_], operation.label, operation.receive);
 }
 
 // The arithmetic whose results travel may still be under way on the device.

@@ -11,11 +11,11 @@
 // a call is given by span or string_view (bounds, counts, bytes, the label) is borrowed: it must stay valid and
 // unchanged until the ticket is done. A Reducer is moved in; keep its captures small, or std::function allocates.
 //
-// A transport of a device (device() not null) has its memory there; its collectives begin behind what is on the followed
-// stream when they are called, and its exchanges and broadcasts take memory of the host as well as the device's. One that
-// runs on a stream (runs_on_stream()) puts its work there before the call returns, and the communication thread only
-// watches it; Reducers are called within the call. One that does not runs on the communication thread as any other, and
-// kernels that a Reducer puts on stream() are done before the collective is.
+// A transport of a device (device() not null) has its memory there; its collectives begin behind what is on the
+// followed stream when they are called, and its exchanges and broadcasts take memory of the host as well as the
+// device's. One that runs on a stream (runs_on_stream()) puts its work there before the call returns, and the
+// communication thread only watches it; Reducers are called within the call. One that does not runs on the
+// communication thread as any other, and kernels that a Reducer puts on stream() are done before the collective is.
 //
 // Errors: a wrong call throws Error(invalid_argument) before anything is queued. A peer that does not arrive within the
 // deadline, is gone, or has aborted makes wait() throw Error(timeout | transport | aborted) naming the collective's
@@ -137,8 +137,8 @@ struct TransportOptions {
   /// Who adds up in a reduce_scatter over a device's transport: the ranks' parts as a tree in rank order, with the bits
   /// of every other transport, or the device's library in an order of its own.
   enum class Reduction { tree, sum } reduction = Reduction::tree;
-  /// Whose memory a transport of a device moves: nccl, and mpi when its library takes device memory. shared_ptr: engines
-  /// of the rank use it too.
+  /// Whose memory a transport of a device moves: nccl, and mpi when its library takes device memory. shared_ptr:
+  /// engines of the rank use it too.
   std::shared_ptr<Device> device;
   /// Whether MPI is given the device's memory: when its library says that it takes it (and all ranks' libraries do), in
   /// any case, or never. Otherwise that memory goes through the host.

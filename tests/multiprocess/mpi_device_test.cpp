@@ -1,7 +1,6 @@
-// Transport mpi and the memory of devices, under mpirun, on emulated devices: the contract with messages between the devices'
-// memories, and the engine on late devices in both ways (MPI given that memory, or through the host) with the bits of
-// ranks on the CPU.
-// What an MPI library with CUDA does itself is not shown here.
+// Transport mpi and the memory of devices, under mpirun, on emulated devices: the contract with messages between the
+// devices' memories, and the engine on late devices in both ways (MPI given that memory, or through the host) with the
+// bits of ranks on the CPU. What an MPI library with CUDA does itself is not shown here.
 
 #include <gtest/gtest.h>
 #include <mpi.h>

@@ -197,8 +197,8 @@ TEST(NcclEngine, GivesTheBitsOfLocal) {
         cli::ReplayResult mine = cli::replay(recorded, own, t);
         if (t.rank() == 0) nccl = std::move(mine);
       };
-      expect_good(run_nccl_ranks(options.mesh.world_size(), transport, replay,
-                                 [&] { return late_device(streams != "late"); }));
+      expect_good(
+          run_nccl_ranks(options.mesh.world_size(), transport, replay, [&] { return late_device(streams != "late"); }));
       EXPECT_TRUE(nccl.bytes_as_planned) << mesh;
       ASSERT_EQ(local.tensors.size(), nccl.tensors.size()) << mesh;
       for (const auto& [name, tensor] : local.tensors)

@@ -6,7 +6,9 @@ namespace regatta::testing {
 
 std::vector<DeviceUnderTest> devices_under_test(std::string&) {
   const auto direct = emulated_device(true), apart = emulated_device(false);
-  return {{"direct", [direct] { return direct; }}, {"through the host", [apart] { return apart; }}, {"late", [] { return late_device(); }}};
+  return {{"direct", [direct] { return direct; }},
+          {"through the host", [apart] { return apart; }},
+          {"late", [] { return late_device(); }}};
 }
 
 }  // namespace regatta::testing

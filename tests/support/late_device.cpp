@@ -32,12 +32,13 @@ struct Late<entry> {
 
 const LaunchTable& late_launches() {
   using T = LaunchTable;
-  static constexpr LaunchTable table = {
-      Late<&T::update_rows>::launch,  Late<&T::update_long_rows>::launch, Late<&T::update_columns>::launch,
-      Late<&T::observe>::launch,      Late<&T::apply>::launch,            Late<&T::adamw>::launch,
-      Late<&T::finish_lines>::launch, Late<&T::sum_blocks>::launch,       Late<&T::make_steps>::launch,
-      Late<&T::copy_words>::launch,   Late<&T::reduce_tree>::launch,      Late<&T::cast>::launch,
-      Late<&T::merge_health>::launch, Late<&T::merge_figures>::launch};
+  static constexpr LaunchTable table = {Late<&T::update_rows>::launch,    Late<&T::update_long_rows>::launch,
+                                        Late<&T::update_columns>::launch, Late<&T::observe>::launch,
+                                        Late<&T::apply>::launch,          Late<&T::adamw>::launch,
+                                        Late<&T::finish_lines>::launch,   Late<&T::sum_blocks>::launch,
+                                        Late<&T::make_steps>::launch,     Late<&T::copy_words>::launch,
+                                        Late<&T::reduce_tree>::launch,    Late<&T::cast>::launch,
+                                        Late<&T::merge_health>::launch,   Late<&T::merge_figures>::launch};
   return table;
 }
 
@@ -60,7 +61,9 @@ class Memory {
 
 class LateDevice final : public Device {
  public:
-  explicit LateDevice(bool eager_default) : default_(std::make_shared<LateStream>(eager_default)) { streams_.push_back(default_); }
+  explicit LateDevice(bool eager_default) : default_(std::make_shared<LateStream>(eager_default)) {
+    streams_.push_back(default_);
+  }
   ~LateDevice() override {
     if (!memory_.empty() || !pinned_.empty()) std::abort();
   }

@@ -1,7 +1,7 @@
 #pragma once
 // A group whose ranks reach each other only by MPI messages. Only nonblocking point-to-point calls are used, polled
-// with the same waits as everywhere, because Open MPI's collectives never return when a rank is gone. With a device, its
-// memory is what MPI reads and writes, which takes an MPI library that can.
+// with the same waits as everywhere, because Open MPI's collectives never return when a rank is gone. With a device,
+// its memory is what MPI reads and writes, which takes an MPI library that can.
 
 #include <mpi.h>
 

@@ -5,7 +5,6 @@
 #include <numeric>
 #include <sstream>
 
-#include "runtime/transport/mpi/device_memory.h"
 #include "runtime/transport/mpi/mapped_memory.h"
 #include "runtime/transport/mpi/message_transport.h"
 #include "runtime/transport/mpi/mpi_communicator.h"
@@ -65,9 +64,9 @@ class MpiBackend final : public TransportBackend {
                                   std::shared_ptr<TransportShared> shared, const std::string& offer) override {
     if (offer == by_messages) {
       const bool devices = between_devices(root_ranks);
-      return std::make_unique<MessageTransport>(
-          rank, std::move(root_ranks), group, std::move(shared), session_, epoch_,
-          devices ? "messages between devices" : islands_.data_path, devices ? device_ : nullptr);
+      return std::make_unique<MessageTransport>(rank, std::move(root_ranks), group, std::move(shared), session_, epoch_,
+                                                devices ? "messages between devices" : islands_.data_path,
+                                                devices ? device_ : nullptr);
     }
     MemorySharing::Piece board = sharing_->open(offer, Board::bytes(static_cast<int>(root_ranks.size())));
     return std::make_unique<BoardTransport>(rank, std::move(root_ranks), group, std::move(shared), board.data,
@@ -82,7 +81,7 @@ class MpiBackend final : public TransportBackend {
   std::shared_ptr<MpiSession> session_;  // shared with the groups and the link
   int epoch_;
   Islands islands_;
-  std::shared_ptr<Device> device_;  // null when messages go between the hosts' memories; shared with the groups
+  std::shared_ptr<Device> device_;          // null when messages go between the hosts' memories; shared with the groups
   std::shared_ptr<MappedSharing> sharing_;  // shared with the groups
   std::shared_ptr<Peers> peers_;            // shared with the communication thread
   std::shared_ptr<MpiPeerLink> link_;       // shared with the peers
@@ -93,7 +92,7 @@ std::shared_ptr<Device> device_of_messages(const MpiSession& session, const Tran
   using DeviceMessages = TransportOptions::DeviceMessages;
   const bool takes = options.device != nullptr && session.world_size() > 1 &&
                      options.device_messages != DeviceMessages::never &&
-                     (options.device_messages == DeviceMessages::always || mpi_says_it_takes_cuda_memory());
+                     (options.device_messages == DeviceMessages::always || mpi_takes_cuda_memory());
   const std::vector<std::string> answers = session.gather(takes ? "yes" : "no");
   const bool all = std::find(answers.begin(), answers.end(), "no") == answers.end();
   return all ? options.device : nullptr;

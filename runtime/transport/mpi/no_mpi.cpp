@@ -6,6 +6,7 @@ namespace regatta {
 
 bool mpi_is_built_in() { return false; }
 
+bool mpi_takes_cuda_memory() { return false; }
 std::string mpi_library() { return "not built in"; }
 
 std::unique_ptr<Transport> make_mpi_transport(const TransportOptions&) {

@@ -229,7 +229,8 @@ ncclResult_t ncclGroupEnd() {
   begin(std::exchange(grouped, {}));
   return ncclInProgress;
 }
-ncclResult_t ncclSend(const void* from, size_t count, ncclDataType_t type, int peer, ncclComm_t comm, cudaStream_t stream) {
+ncclResult_t ncclSend(const void* from, size_t count, ncclDataType_t type, int peer, ncclComm_t comm,
+                      cudaStream_t stream) {
   return call(comm, {Part::send, from, nullptr, count, type, peer}, stream);
 }
 ncclResult_t ncclRecv(void* to, size_t count, ncclDataType_t type, int peer, ncclComm_t comm, cudaStream_t stream) {

@@ -1,13 +1,13 @@
-#include "runtime/transport/mpi/device_memory.h"
-
 #include <mpi.h>
 #if __has_include(<mpi-ext.h>)
 #include <mpi-ext.h>  // Open MPI's and its descendants'
 #endif
 
+#include "runtime/transport/mpi/mpi_transport.h"
+
 namespace regatta {
 
-bool mpi_says_it_takes_cuda_memory() {
+bool mpi_takes_cuda_memory() {
 #if defined(MPIX_CUDA_AWARE_SUPPORT)
   return MPIX_Query_cuda_support() == 1;
 #elif defined(MPIX_GPU_SUPPORT_CUDA)  // MPICH's
