@@ -20,6 +20,14 @@ struct GradientFigures {
   std::int64_t non_finite = 0;
 };
 
+/// One stretch of gradients from all ranks that is added up: ReduceTreeArgs.
+struct TreeSum {
+  std::span<const void* const> pieces;
+  std::int64_t count = 0;
+  float* out = nullptr;
+  GradientFigures* figures = nullptr;  ///< added to, at the latest by finish(); null if not wanted
+};
+
 class Arrays {
  public:
   virtual ~Arrays() = default;
@@ -30,11 +38,11 @@ class Arrays {
   virtual void zero(void* to, std::int64_t bytes) = 0;
   /// KernelTable::accumulate.
   virtual void accumulate(float* to, const void* from, DType dtype, std::int64_t count, bool overwrite) = 0;
-  /// ReduceTreeArgs; adds to `figures` when they are wanted, at the latest by finish().
-  virtual void reduce_tree(std::span<const void* const> pieces, DType dtype, std::int64_t count, float* out,
-                           GradientFigures* figures) = 0;
-  /// Returns when all reductions have ended and their figures are there. Not while a Reduction lives.
-  virtual void finish() = 0;
+  /// `dtype` is that of all pieces.
+  virtual void reduce_trees(std::span<const TreeSum> sums, DType dtype) = 0;
+  /// Returns when all reductions have ended and their figures are there: all that were given are among these, those of
+  /// all parameters. Not while a Reduction lives.
+  virtual void finish(std::span<GradientFigures> figures) = 0;
 
   /// While it lives, the thread that made it works on the result of a collective.
   class Reduction {
@@ -65,13 +73,13 @@ class HostArrays : public Arrays {
   void accumulate(float* to, const void* from, DType dtype, std::int64_t count, bool overwrite) override {
     kernels_.accumulate(to, from, dtype, count, overwrite);
   }
-  void reduce_tree(std::span<const void* const> pieces, DType dtype, std::int64_t count, float* out,
-                   GradientFigures* figures) override {
-    kernels_.reduce_tree({pieces.data(), static_cast<int>(pieces.size()), dtype, count, out,
-                          figures != nullptr ? &figures->squares : nullptr,
-                          figures != nullptr ? &figures->non_finite : nullptr});
+  void reduce_trees(std::span<const TreeSum> sums, DType dtype) override {
+    for (const TreeSum& sum : sums)
+      kernels_.reduce_tree({sum.pieces.data(), static_cast<int>(sum.pieces.size()), dtype, sum.count, sum.out,
+                            sum.figures != nullptr ? &sum.figures->squares : nullptr,
+                            sum.figures != nullptr ? &sum.figures->non_finite : nullptr});
   }
-  void finish() override {}
+  void finish(std::span<GradientFigures>) override {}
 
  private:
   const kernels::KernelTable& kernels_;

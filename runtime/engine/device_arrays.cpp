@@ -12,7 +12,7 @@ namespace {
 namespace cuda = kernels::cuda;
 
 constexpr std::int64_t ring_bytes = 4 << 20;
-constexpr std::int64_t first_results = 1024;
+constexpr std::int64_t first_tiles = 4096;
 
 // Whose reduction this thread is in.
 thread_local const void* reducing = nullptr;
@@ -41,11 +41,9 @@ const T* put(const UploadRing::Packet& packet, std::int64_t at, std::span<const 
 
 DeviceArrays::DeviceArrays(Device& device, StreamHandle stream, StreamHandle reductions)
     : device_(device),
-      main_{stream, UploadRing(device, ring_bytes), {}, {}, {}},
-      reductions_{reductions != nullptr ? reductions : stream, UploadRing(device, ring_bytes), {}, {}, {}},
-      own_stream_(reductions != nullptr) {
-  reductions_.results = Buffer(first_results * static_cast<std::int64_t>(sizeof(cuda::TileFigures)), &device);
-}
+      main_{stream, UploadRing(device, ring_bytes)},
+      reductions_{reductions != nullptr ? reductions : stream, UploadRing(device, ring_bytes)},
+      own_stream_(reductions != nullptr) {}
 
 void DeviceArrays::use_stream(StreamHandle stream) {
   main_.stream = stream;
@@ -91,61 +89,103 @@ void DeviceArrays::accumulate(float* to, const void* from, DType dtype, std::int
   device_.check_launch(device_.kernels().cast(launch, here.stream), "the addition of a gradient");
 }
 
-void DeviceArrays::reduce_tree(std::span<const void* const> pieces, DType dtype, std::int64_t count, float* out,
-                               GradientFigures* figures) {
-  if (count == 0) return;
+// One launch for all of them.
+void DeviceArrays::reduce_trees(std::span<const TreeSum> sums, DType dtype) {
   Lane& here = lane();
-  const std::vector<cuda::Tile> tiles = cuda::flat_tiles({&count, 1});
-  const auto tile_count = static_cast<std::int64_t>(tiles.size());
-  const cuda::MergeItem item{0, 1};
-  const cuda::TileRange range{0, tile_count};
-  cuda::ReduceSegment segment{count, nullptr, static_cast<std::int64_t>(pieces.size()), out};
-  Layout layout;
-  const std::int64_t segment_at = layout.add(sizeof segment),
-                     pieces_at = layout.add(static_cast<std::int64_t>(pieces.size_bytes())),
-                     tiles_at = layout.add(static_cast<std::int64_t>(tiles.size() * sizeof(cuda::Tile))),
-                     item_at = layout.add(sizeof item), range_at = layout.add(sizeof range);
-  const UploadRing::Packet packet = here.ring.begin(layout.size(), here.stream);
-  segment.pieces = put<const void*>(packet, pieces_at, pieces);
-  cuda::ReduceTree launch{put<cuda::ReduceSegment>(packet, segment_at, {&segment, 1}),
-                          put<cuda::Tile>(packet, tiles_at, tiles), tile_count, dtype, nullptr};
-  const auto* items = put<cuda::MergeItem>(packet, item_at, {&item, 1});
-  const auto* ranges = put<cuda::TileRange>(packet, range_at, {&range, 1});
-  here.ring.send(packet, here.stream);
-
-  if (figures != nullptr) {
-    const std::int64_t bytes = tile_count * static_cast<std::int64_t>(sizeof(cuda::TileFigures));
-    if (here.tile_figures.bytes() < bytes) {
-      device_.synchronize(here.stream);
-      here.tile_figures = Buffer(2 * bytes, &device_);
-    }
-    if (static_cast<std::int64_t>((here.wanted.size() + 1) * sizeof(cuda::TileFigures)) > here.results.bytes())
-      take_figures(here);
-    launch.tile_figures = here.tile_figures.as<cuda::TileFigures>();
+  std::vector<std::int64_t> counts;
+  std::vector<cuda::ReduceSegment> segments;
+  std::int64_t piece_count = 0;
+  bool figures = false;
+  for (const TreeSum& sum : sums) {
+    counts.push_back(sum.count);
+    segments.push_back({sum.count, nullptr, std::ssize(sum.pieces), sum.out});
+    piece_count += std::ssize(sum.pieces);
+    figures = figures || sum.figures != nullptr;
   }
-  device_.check_launch(device_.kernels().reduce_tree(launch, here.stream), "a gradient's reduction");
-  if (figures == nullptr) return;
-  device_.check_launch(
-      device_.kernels().merge_figures(items, 1, ranges, launch.tile_figures,
-                                      here.results.as<cuda::TileFigures>() + here.wanted.size(), here.stream),
-      "the figures of a gradient");
-  here.wanted.push_back(figures);
+  const std::vector<cuda::Tile> tiles = cuda::flat_tiles(counts);
+  if (tiles.empty()) return;
+  const std::int64_t tile_count = std::ssize(tiles);
+  Layout layout;
+  const std::int64_t segments_at = layout.add(static_cast<std::int64_t>(segments.size() * sizeof segments[0])),
+                     pieces_at = layout.add(piece_count * static_cast<std::int64_t>(sizeof(void*))),
+                     tiles_at = layout.add(tile_count * static_cast<std::int64_t>(sizeof(cuda::Tile)));
+  const UploadRing::Packet packet = here.ring.begin(layout.size(), here.stream);
+  for (std::size_t s = 0, at = 0; s < sums.size(); at += sums[s++].pieces.size_bytes())
+    segments[s].pieces = put(packet, pieces_at + static_cast<std::int64_t>(at), sums[s].pieces);
+  cuda::ReduceTree launch{put<cuda::ReduceSegment>(packet, segments_at, segments),
+                          put<cuda::Tile>(packet, tiles_at, tiles), tile_count, dtype, nullptr};
+  here.ring.send(packet, here.stream);
+  if (figures) {
+    launch.tile_figures = room_for_tiles(tile_count);
+    const std::int64_t first = tile_count_ - tile_count;
+    std::int64_t tile = 0;
+    for (std::size_t s = 0; s < sums.size(); ++s) {
+      const std::int64_t begin = tile;
+      while (tile < tile_count && tiles[tile].segment == static_cast<std::int32_t>(s)) ++tile;
+      if (sums[s].figures != nullptr && begin < tile)
+        wanted_.push_back({sums[s].figures, {first + begin, first + tile}});
+    }
+  }
+  device_.check_launch(device_.kernels().reduce_tree(launch, here.stream), "the reduction of gradients");
+}
+
+// Grows in the first steps, then stays.
+cuda::TileFigures* DeviceArrays::room_for_tiles(std::int64_t count) {
+  constexpr auto size = static_cast<std::int64_t>(sizeof(cuda::TileFigures));
+  const std::int64_t begin = tile_count_;
+  tile_count_ += count;
+  if (tile_figures_.bytes() < tile_count_ * size) {
+    Buffer larger(std::max(2 * tile_count_, first_tiles) * size, &device_);
+    device_.copy(larger.data(), tile_figures_.data(), begin * size, reductions_.stream);
+    device_.synchronize(reductions_.stream);
+    tile_figures_ = std::move(larger);
+  }
+  return tile_figures_.as<cuda::TileFigures>() + begin;
 }
 
 // Exact sums merge to the same bits in any order.
-void DeviceArrays::take_figures(Lane& here) {
-  std::vector<cuda::TileFigures> results(here.wanted.size());
-  if (!results.empty())
-    device_.copy(results.data(), here.results.data(),
-                 static_cast<std::int64_t>(results.size() * sizeof(cuda::TileFigures)), here.stream);
-  device_.synchronize(here.stream);
-  for (std::size_t i = 0; i < results.size(); ++i) {
-    kernels::merge(here.wanted[i]->squares, results[i].squares);
-    here.wanted[i]->non_finite += results[i].non_finite;
+void DeviceArrays::merge(std::span<GradientFigures> figures) {
+  constexpr auto size = static_cast<std::int64_t>(sizeof(cuda::TileFigures));
+  if (results_.bytes() < std::ssize(figures) * size) results_ = Buffer(std::ssize(figures) * size, &device_);
+  std::sort(wanted_.begin(), wanted_.end(), [](const Wanted& a, const Wanted& b) {
+    return a.figures != b.figures ? a.figures < b.figures : a.tiles.begin < b.tiles.begin;
+  });
+  std::vector<cuda::MergeItem> items(figures.size());
+  std::vector<cuda::TileRange> ranges;
+  std::size_t next = 0;
+  for (std::size_t p = 0; p < figures.size(); ++p) {
+    items[p].first_range = std::ssize(ranges);
+    for (; next < wanted_.size() && wanted_[next].figures == &figures[p]; ++next) ranges.push_back(wanted_[next].tiles);
+    items[p].range_count = std::ssize(ranges) - items[p].first_range;
   }
-  here.wanted.clear();
+  wanted_.clear();
+  tile_count_ = 0;
+  Lane& here = reductions_;
+  Layout layout;
+  const std::int64_t items_at = layout.add(static_cast<std::int64_t>(items.size() * sizeof(cuda::MergeItem))),
+                     ranges_at = layout.add(static_cast<std::int64_t>(ranges.size() * sizeof(cuda::TileRange)));
+  const UploadRing::Packet packet = here.ring.begin(layout.size(), here.stream);
+  const auto* placed = put<cuda::MergeItem>(packet, items_at, items);
+  const auto* placed_ranges = put<cuda::TileRange>(packet, ranges_at, ranges);
+  here.ring.send(packet, here.stream);
+  device_.check_launch(
+      device_.kernels().merge_figures(placed, std::ssize(items), placed_ranges, tile_figures_.as<cuda::TileFigures>(),
+                                      results_.as<cuda::TileFigures>(), here.stream),
+      "the figures of gradients");
 }
 
-void DeviceArrays::finish() { take_figures(reductions_); }
+void DeviceArrays::finish(std::span<GradientFigures> figures) {
+  device_.bind();
+  merge(figures);
+  if (keep_figures_) return;
+  landing_.resize(figures.size());
+  device_.copy(landing_.data(), results_.data(), static_cast<std::int64_t>(landing_.size() * sizeof(cuda::TileFigures)),
+               reductions_.stream);
+  device_.synchronize(reductions_.stream);
+  for (std::size_t p = 0; p < figures.size(); ++p) {
+    kernels::merge(figures[p].squares, landing_[p].squares);
+    figures[p].non_finite += landing_[p].non_finite;
+  }
+}
 
 }  // namespace regatta

@@ -25,9 +25,14 @@ class DeviceArrays final : public Arrays {
   void copy(void* to, const void* from, std::int64_t bytes) override;
   void zero(void* to, std::int64_t bytes) override;
   void accumulate(float* to, const void* from, DType dtype, std::int64_t count, bool overwrite) override;
-  void reduce_tree(std::span<const void* const> pieces, DType dtype, std::int64_t count, float* out,
-                   GradientFigures* figures) override;
-  void finish() override;
+  void reduce_trees(std::span<const TreeSum> sums, DType dtype) override;
+  void finish(std::span<GradientFigures> figures) override;
+
+  /// From now on finish() leaves the figures on the device and does not wait.
+  void keep_figures() { keep_figures_ = true; }
+  /// Where they are then, by parameter, for what follows on reductions_stream().
+  const kernels::cuda::TileFigures* figures() const { return results_.as<kernels::cuda::TileFigures>(); }
+  StreamHandle reductions_stream() const { return reductions_.stream; }
 
  protected:
   void enter_reduction() override;
@@ -37,16 +42,24 @@ class DeviceArrays final : public Arrays {
   struct Lane {  // one thread's
     StreamHandle stream = nullptr;
     UploadRing ring;
-    Buffer tile_figures;
-    Buffer results;  // TileFigures, one per reduction since the last finish()
-    std::vector<GradientFigures*> wanted;
+  };
+  struct Wanted {
+    GradientFigures* figures;
+    kernels::cuda::TileRange tiles;
   };
   Lane& lane();
-  void take_figures(Lane& lane);
+  kernels::cuda::TileFigures* room_for_tiles(std::int64_t count);
+  void merge(std::span<GradientFigures> figures);
 
   Device& device_;
   Lane main_, reductions_;
-  bool own_stream_;
+  bool own_stream_, keep_figures_ = false;
+  // Figures of the reductions since the last finish():
+  Buffer tile_figures_;  // of each tile
+  std::int64_t tile_count_ = 0;
+  std::vector<Wanted> wanted_;
+  Buffer results_;  // of each parameter, by the last finish()
+  std::vector<kernels::cuda::TileFigures> landing_;
 };
 
 }  // namespace regatta

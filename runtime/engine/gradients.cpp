@@ -10,7 +10,6 @@ Gradients::Gradients(const sharding::Plan& plan, int rank, Transport& dp_group, 
   added_.resize(params);
   parked_.resize(settings.reduce_each ? params : 0);
   figures_.resize(params);
-  pieces_.resize(dp_group.world_size());
   buckets_.resize(layout.buckets.size());
 
   std::int64_t largest = 0;
@@ -48,6 +47,10 @@ Gradients::Gradients(const sharding::Plan& plan, int rank, Transport& dp_group, 
       }
     }
   }
+  std::size_t most_segments = 0;
+  for (const Bucket& bucket : buckets_) most_segments = std::max(most_segments, bucket.segments.size());
+  pieces_.resize(most_segments * static_cast<std::size_t>(dp_group.world_size()));
+  sums_.reserve(most_segments);
   if (settings.reduce_each)
     for (int i = 0; i < staging_slots; ++i) slots_.push_back({arrays.allocate_shared(group_, largest), {}, -1});
   begin_step();
@@ -183,7 +186,7 @@ void Gradients::finish() {
       busy_ns_ += slot.ticket.busy_ns();
     }
   }
-  arrays_.finish();
+  arrays_.finish(figures_);
 }
 
 // On the communication thread: [begin, end) bytes of the bucket, a part of this rank's chunk.
@@ -192,28 +195,41 @@ void Gradients::reduce(Bucket& bucket, std::span<const std::byte* const> pieces,
   const std::int64_t size = size_of(bucket.wire);
   const Range range{begin / size, end / size};
   const std::int64_t chunk_begin = bucket.layout->chunk(group_.rank()).begin;
+  const std::size_t count = pieces.size();
+  const bool adds_up = bucket.incoming.data() != nullptr;  // with other micro-batches
+  sums_.clear();
   for (const Segment& segment : bucket.segments) {
     const Range here = intersect(range, {segment.begin, segment.end});
     if (here.empty()) continue;
-    for (std::size_t i = 0; i < pieces.size(); ++i) pieces_[i] = pieces[i] + (here.begin - range.begin) * size;
-    const std::span<const void* const> here_of(pieces_.data(), pieces.size());
-    Figures& figures = figures_[segment.param];
-    float* kept = bucket.reduced.data() != nullptr ? bucket.reduced.as<float>() + (here.begin - chunk_begin) : nullptr;
-    if (bucket.incoming.data() == nullptr) {
-      // In place when the slot itself keeps the sum; figures only when there is nothing to add.
-      float* out = kept;
-      if (out == nullptr && group_.world_size() > 1) out = reinterpret_cast<float*>(slot_data(bucket)) + here.begin;
-      arrays_.reduce_tree(here_of, bucket.wire, here.size(), out, &figures);
-      continue;
+    const void** const here_of = pieces_.data() + count * sums_.size();
+    for (std::size_t i = 0; i < count; ++i) here_of[i] = pieces[i] + (here.begin - range.begin) * size;
+    float* out = nullptr;
+    if (adds_up) {
+      out = bucket.incoming.as<float>() + (here.begin - chunk_begin);
+    } else if (bucket.reduced.data() != nullptr) {
+      out = bucket.reduced.as<float>() + (here.begin - chunk_begin);
+    } else if (group_.world_size() > 1) {  // the slot itself keeps the sum; one rank has nothing to add
+      out = reinterpret_cast<float*>(slot_data(bucket)) + here.begin;
     }
-    float* incoming = bucket.incoming.as<float>() + (here.begin - chunk_begin);
-    arrays_.reduce_tree(here_of, bucket.wire, here.size(), incoming, nullptr);
-    bucket.accumulator.add(bucket.reducing, here.begin - chunk_begin, incoming, DType::f32, here.size());
-    if (bucket.reducing + 1 < settings_.micro_batches) continue;
-    bucket.accumulator.fold(settings_.micro_batches, here.begin - chunk_begin, here.size());
-    const void* total = kept;
-    arrays_.reduce_tree({&total, 1}, DType::f32, here.size(), nullptr, &figures);
+    sums_.push_back({{here_of, count}, here.size(), out, adds_up ? nullptr : &figures_[segment.param]});
   }
+  arrays_.reduce_trees(sums_, bucket.wire);
+  if (!adds_up) return;
+
+  const Range here{range.begin - chunk_begin, range.end - chunk_begin};
+  bucket.accumulator.add(bucket.reducing, here.begin, bucket.incoming.as<float>() + here.begin, DType::f32,
+                         here.size());
+  if (bucket.reducing + 1 < settings_.micro_batches) return;
+  bucket.accumulator.fold(settings_.micro_batches, here.begin, here.size());
+  sums_.clear();
+  for (const Segment& segment : bucket.segments) {
+    const Range of_param = intersect(range, {segment.begin, segment.end});
+    if (of_param.empty()) continue;
+    const void** const total = pieces_.data() + sums_.size();
+    *total = bucket.reduced.as<float>() + (of_param.begin - chunk_begin);
+    sums_.push_back({{total, 1}, of_param.size(), nullptr, &figures_[segment.param]});
+  }
+  arrays_.reduce_trees(sums_, DType::f32);
 }
 
 Gradients::Reduced Gradients::reduced(int index) const {

@@ -101,7 +101,8 @@ class Gradients {
   std::vector<int> added_;      // gradients so far, by parameter
   std::vector<Parked> parked_;  // zero2: gradients that wait for a slot, by parameter
   std::vector<Figures> figures_;
-  std::vector<const void*> pieces_;      // scratch of reduce()
+  std::vector<const void*> pieces_;      // scratch of reduce(), as is
+  std::vector<TreeSum> sums_;            // this
   int micro_batch_ = 0;                  // zero2: the one being reduced
   int next_slot_ = 0, next_launch_ = 0;  // buckets of the current reduction, in plan order
   std::int64_t busy_ns_ = 0;
