@@ -293,4 +293,39 @@ int merge_health(const MergeItem* items, std::int64_t count, const TileRange* ra
 int merge_figures(const MergeItem* items, std::int64_t count, const TileRange* ranges, const TileFigures* tiles,
                   TileFigures* results, StreamHandle stream);
 
+/// A rank's part of the vote on a step's gradients, from the figures of all parameters: `sums[places[p]]` gets those of
+/// parameter p, unless places[p] is negative.
+struct VoteFlags {
+  std::int64_t culprit = -1;  ///< first parameter with a non-finite gradient
+  std::int64_t non_finite = 0;
+};
+struct WriteVote {
+  const TileFigures* figures = nullptr;
+  const std::int32_t* places = nullptr;
+  std::int64_t params = 0;
+  VoteFlags* flags = nullptr;
+  WholeSum* sums = nullptr;
+};
+int write_vote(const WriteVote&, StreamHandle stream);
+
+/// From the parts of all ranks: writes `skip` and `grad_scale` (the clip factor over the loss scale) of every group's
+/// numbers. The clip factor is min(1, clip / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ has it.
+struct DecideNumbers {
+  double clip = 0;  ///< 0: none
+  double loss_scale = 1;
+};
+struct Decide {
+  const VoteFlags* const* flags = nullptr;  ///< by rank
+  std::int64_t ranks = 0;
+  const WholeSum* const* parts = nullptr;  ///< of parameter p: from first_part[p] to first_part[p + 1]
+  const std::int64_t* first_part = nullptr;
+  std::int64_t params = 0;
+  double* squares = nullptr;  ///< room for one per parameter
+  const DecideNumbers* numbers = nullptr;
+  RegScalars* reg = nullptr;
+  AdamwScalars* adamw = nullptr;
+  std::int64_t groups = 0;
+};
+int decide(const Decide&, StreamHandle stream);
+
 }  // namespace regatta::kernels::cuda

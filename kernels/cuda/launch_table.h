@@ -23,6 +23,8 @@ struct LaunchTable {
                       StreamHandle);
   int (*merge_figures)(const MergeItem*, std::int64_t count, const TileRange*, const TileFigures*, TileFigures*,
                        StreamHandle);
+  int (*write_vote)(const WriteVote&, StreamHandle);
+  int (*decide)(const Decide&, StreamHandle);
 };
 
 /// The launches on CUDA devices; they return not_built in a build without CUDA.

@@ -88,6 +88,16 @@ REGATTA_HOST_DEVICE inline void add_values(ThreadSum& sum, const float* values) 
   sum.lo += static_cast<std::int64_t>(lo - count * static_cast<std::uint64_t>(bits_of(lower)));
 }
 
+/// 2^64 high + low, rounded once.
+REGATTA_HOST_DEVICE inline double wide_value(std::uint64_t high, std::uint64_t low) {
+  if (high == 0) return static_cast<double>(low);
+  // The 64 leading bits, the last one set when anything below is: its rounding is the whole number's.
+  const int shift = leading_zeros(high);
+  std::uint64_t top = shift == 0 ? high : (high << shift) | (low >> (64 - shift));
+  if ((low << shift) != 0) top |= 1U;
+  return mul_rn(static_cast<double>(top), exp2i(64 - shift));
+}
+
 /// value() of a LineSum: 2^40 hi + lo, rounded once.
 REGATTA_HOST_DEVICE inline double line_value(const ThreadSum& sum) {
   if (sum.bin == empty_bin) return 0;
@@ -97,13 +107,7 @@ REGATTA_HOST_DEVICE inline double line_value(const ThreadSum& sum) {
   low += static_cast<std::uint64_t>(sum.lo);
   if (low < static_cast<std::uint64_t>(sum.lo)) ++high;
   if (sum.lo < 0) --high;
-  const double unit = exp2i(LineSum::bits * (sum.bin - 1));
-  if (high == 0) return mul_rn(static_cast<double>(low), unit);
-  // The 64 leading bits, the last one set when anything below is: its rounding is the whole number's.
-  const int shift = leading_zeros(high);
-  std::uint64_t top = shift == 0 ? high : (high << shift) | (low >> (64 - shift));
-  if ((low << shift) != 0) top |= 1U;
-  return mul_rn(mul_rn(static_cast<double>(top), exp2i(64 - shift)), unit);
+  return mul_rn(wide_value(high, low), exp2i(LineSum::bits * (sum.bin - 1)));
 }
 
 /// The norm of a line.

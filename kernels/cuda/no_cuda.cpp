@@ -27,5 +27,7 @@ int merge_health(const MergeItem*, std::int64_t, const TileRange*, const SweepHe
 int merge_figures(const MergeItem*, std::int64_t, const TileRange*, const TileFigures*, TileFigures*, StreamHandle) {
   return not_built;
 }
+int write_vote(const WriteVote&, StreamHandle) { return not_built; }
+int decide(const Decide&, StreamHandle) { return not_built; }
 
 }  // namespace regatta::kernels::cuda

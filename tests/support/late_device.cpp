@@ -38,7 +38,8 @@ const LaunchTable& late_launches() {
                                         Late<&T::finish_lines>::launch,   Late<&T::sum_blocks>::launch,
                                         Late<&T::make_steps>::launch,     Late<&T::copy_words>::launch,
                                         Late<&T::reduce_tree>::launch,    Late<&T::cast>::launch,
-                                        Late<&T::merge_health>::launch,   Late<&T::merge_figures>::launch};
+                                        Late<&T::merge_health>::launch,   Late<&T::merge_figures>::launch,
+                                        Late<&T::write_vote>::launch,     Late<&T::decide>::launch};
   return table;
 }
 

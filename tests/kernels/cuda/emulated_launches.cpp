@@ -12,6 +12,7 @@
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/update_columns.cuh"
 #include "kernels/cuda/update_rows.cuh"
+#include "kernels/cuda/vote.cuh"
 #include "tests/kernels/cuda/emulated_launches.h"
 
 namespace regatta::testing {
@@ -86,6 +87,8 @@ int emulate_merge_figures(const MergeItem* items, std::int64_t count, const Tile
                           TileFigures* results, StreamHandle) {
   return run(merge_figures_kernel<TileFigures>, {items, ranges, tiles, results}, count, block_threads);
 }
+int emulate_write_vote(const WriteVote& a, StreamHandle) { return run(write_vote_kernel, a, 1, block_threads); }
+int emulate_decide(const Decide& a, StreamHandle) { return run(decide_kernel, a, 1, block_threads); }
 
 }  // namespace
 
@@ -96,7 +99,8 @@ const LaunchTable& emulated_launches() {
                                         emulate_finish_lines,   emulate_sum_blocks,
                                         emulate_make_steps,     emulate_copy_words,
                                         emulate_reduce_tree,    emulate_cast,
-                                        emulate_merge_health,   emulate_merge_figures};
+                                        emulate_merge_health,   emulate_merge_figures,
+                                        emulate_write_vote,     emulate_decide};
   return table;
 }
 

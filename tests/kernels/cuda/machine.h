@@ -49,6 +49,8 @@ class Machine {
                      const cuda::TileFigures* tiles, cuda::TileFigures* results) {
     done(launches_.merge_figures(items, count, ranges, tiles, results, nullptr), "merge_figures");
   }
+  void write_vote(const cuda::WriteVote& a) { done(launches_.write_vote(a, nullptr), "write_vote"); }
+  void decide(const cuda::Decide& a) { done(launches_.decide(a, nullptr), "decide"); }
 
  private:
   void done(int code, const char* what) {
