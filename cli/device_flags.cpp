@@ -11,6 +11,8 @@ void add_device_flags(CLI::App& app, DeviceFlags& flags) {
   app.add_option("--device", flags.device,
                  "cpu, cuda, or cuda:N: where parameters, gradients and state lie and are swept")
       ->capture_default_str();
+  app.add_flag("--device-graph", flags.graph,
+               "On a device, with one rank: put the launches of a step into a CUDA graph and launch that");
   app.add_option("--reduction", flags.reduction,
                  "Who adds gradients over transport nccl: tree (in rank order, the bits of every other transport) or "
                  "sum (NCCL itself)")

@@ -15,9 +15,10 @@ namespace regatta::cli {
 
 struct DeviceFlags {
   std::string device = "cpu", reduction = "tree", device_messages = "auto";
+  bool graph = false;
 };
 
-/// --device, --reduction, --device-messages.
+/// --device, --device-graph, --reduction, --device-messages.
 void add_device_flags(CLI::App& app, DeviceFlags& flags);
 
 /// The rank's device, null for the CPU: "cuda" takes the one of the rank's number on its host, counted round the

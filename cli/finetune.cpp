@@ -20,6 +20,7 @@ void run(Options options) {
   const sharding::Mesh mesh = finetune::mesh_of(options);
   finetune::complete(options, mesh);
   options.engine.device = device_of(options.device);
+  options.engine.device_graph = options.device.graph;
   if (options.engine.device) finetune::check_device(options, mesh);
   const RankSettings settings{"regatta finetune",
                               options.transport,

@@ -127,6 +127,7 @@ void run(const Flags& flags) {
       recorded = ReplayCase::read(flags.in);
       options = options_for(flags, recorded);
       options.engine.device = device;
+      options.engine.device_graph = flags.device.graph;
       check_replay(recorded, options);
       check_writable(flags.out);
     });

@@ -123,6 +123,33 @@ class CudaDevice final : public Device {
           "zero " + std::to_string(bytes) + " bytes");
   }
 
+  // On a stream of its own: the default stream cannot be captured.
+  GraphHandle capture(const std::function<void(StreamHandle)>& body) override {
+    const Stream stream(*this);
+    const cudaStream_t handle = stream_of(stream.handle());
+    check(cudaStreamBeginCapture(handle, cudaStreamCaptureModeThreadLocal), "begin a graph");
+    cudaGraph_t graph = nullptr;
+    try {
+      body(stream.handle());
+    } catch (...) {
+      cudaStreamEndCapture(handle, &graph);
+      if (graph != nullptr) cudaGraphDestroy(graph);
+      cudaGetLastError();
+      throw;
+    }
+    check(cudaStreamEndCapture(handle, &graph), "end a graph");
+    cudaGraphExec_t executable = nullptr;
+    const cudaError_t made = cudaGraphInstantiate(&executable, graph, 0);
+    cudaGraphDestroy(graph);
+    check(made, "make a graph");
+    return executable;
+  }
+  void launch(GraphHandle graph, StreamHandle stream) override {
+    bind();
+    check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), stream_of(stream)), "launch a graph");
+  }
+  void destroy_graph(GraphHandle graph) noexcept override { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)); }
+
  private:
   void check(cudaError_t error, const std::string& what) const {
     if (error == cudaSuccess) return;

@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -23,6 +24,7 @@ namespace regatta {
 /// A cudaStream_t; null is the device's default stream.
 using StreamHandle = kernels::cuda::StreamHandle;
 using EventHandle = void*;
+using GraphHandle = void*;
 
 class Device {
  public:
@@ -62,6 +64,12 @@ class Device {
   /// In any direction between the host and the device. Pinned memory must stay unchanged until the copy is done.
   virtual void copy(void* to, const void* from, std::int64_t bytes, StreamHandle) = 0;
   virtual void zero(void* to, std::int64_t bytes, StreamHandle) = 0;
+  /// What `body` puts on the stream that it is given, kept to be put on streams again and again by launch(). The body
+  /// runs once, now, and nothing that it puts there is done; it must not wait for the device, and memory of the host in
+  /// it must be pinned. Throws what it throws.
+  virtual GraphHandle capture(const std::function<void(StreamHandle)>& body) = 0;
+  virtual void launch(GraphHandle, StreamHandle) = 0;
+  virtual void destroy_graph(GraphHandle) noexcept = 0;
   /// Throws Error(device) naming the launch when `code` says that it was not accepted.
   void check_launch(int code, std::string_view what) const;
 };
@@ -125,6 +133,28 @@ class Stream {
  private:
   Device* device_ = nullptr;
   StreamHandle handle_ = nullptr;
+};
+
+class Graph {
+ public:
+  Graph() = default;
+  Graph(Device& device, const std::function<void(StreamHandle)>& body)
+      : device_(&device), handle_(device.capture(body)) {}
+  ~Graph() {
+    if (handle_ != nullptr) device_->destroy_graph(handle_);
+  }
+  Graph(Graph&& other) noexcept { *this = std::move(other); }
+  Graph& operator=(Graph&& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+  explicit operator bool() const { return handle_ != nullptr; }
+  void launch(StreamHandle stream) const { device_->launch(handle_, stream); }
+
+ private:
+  Device* device_ = nullptr;
+  GraphHandle handle_ = nullptr;
 };
 
 /// Whether this build has CUDA.

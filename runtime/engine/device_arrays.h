@@ -30,9 +30,10 @@ class DeviceArrays final : public Arrays {
 
   /// From now on finish() leaves the figures on the device and does not wait.
   void keep_figures() { keep_figures_ = true; }
-  /// Where they are then, by parameter, for what follows on reductions_stream().
+  /// Where they are then, by parameter, for what follows on the stream of the reductions: that of the collectives, if
+  /// they have one, or the model's.
   const kernels::cuda::TileFigures* figures() const { return results_.as<kernels::cuda::TileFigures>(); }
-  StreamHandle reductions_stream() const { return reductions_.stream; }
+  StreamHandle reductions_stream(StreamHandle model) const { return own_stream_ ? reductions_.stream : model; }
 
  protected:
   void enter_reduction() override;

@@ -26,6 +26,7 @@ class DeviceLines {
   };
   DeviceLines(const Inputs& inputs, Device& device, DeviceArena& arena, DeviceHealth& health);
 
+  int rounds() const { return static_cast<int>(rounds_.size()); }
   void observe(int round, StreamHandle stream);
   bool exchange_needed(int round) const;
   Ticket send_partials(int round, Transport& world, StreamHandle stream);

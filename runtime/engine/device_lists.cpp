@@ -37,13 +37,15 @@ void DeviceHealth::allocate() {
   landing_ = Buffer::pinned(std::ssize(items) * size, device_);
 }
 
-void DeviceHealth::read(std::span<SweepHealth> by_param, StreamHandle stream) {
+void DeviceHealth::send(StreamHandle stream) {
   device_.check_launch(device_.kernels().merge_health(items_.as<cuda::MergeItem>(), std::ssize(ranges_),
                                                       all_ranges_.as<cuda::TileRange>(), blocks_.as<SweepHealth>(),
                                                       results_.as<SweepHealth>(), stream),
                        "the health figures");
   device_.copy(landing_.data(), results_.data(), results_.bytes(), stream);
-  device_.synchronize(stream);
+}
+
+void DeviceHealth::take(std::span<SweepHealth> by_param) const {
   for (std::size_t p = 0; p < by_param.size(); ++p) by_param[p].add(landing_.as<SweepHealth>()[p]);
 }
 

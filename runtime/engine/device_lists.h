@@ -33,8 +33,10 @@ class DeviceHealth {
   /// After the last add().
   void allocate();
   kernels::SweepHealth* blocks(std::int64_t begin) const { return blocks_.as<kernels::SweepHealth>() + begin; }
-  /// Waits for the stream; adds the step's figures to those of each parameter.
-  void read(std::span<kernels::SweepHealth> by_param, StreamHandle stream);
+  /// Behind the sweeps of a step.
+  void send(StreamHandle stream);
+  /// Once the stream has got there: adds the step's figures to those of each parameter.
+  void take(std::span<kernels::SweepHealth> by_param) const;
 
  private:
   Device& device_;

@@ -8,18 +8,25 @@ SymmetricBuffer StagedArrays::allocate_shared(Transport& group, std::int64_t byt
   return memory_.back();
 }
 
-DeviceSide::DeviceSide(std::shared_ptr<Device> device, const sharding::Plan& plan, int rank, const Transport& world,
-                       const Transport& dp_group)
+DeviceSide::DeviceSide(std::shared_ptr<Device> device, const sharding::Plan& plan, int rank, Transport& world,
+                       const Transport& dp_group, bool graph)
     : device_(std::move(device)),
       plan_(plan),
       rank_(rank),
       dp_rank_(dp_group.rank()),
+      world_(world),
       staged_gradients_(dp_group.world_size() > 1 && dp_group.device() == nullptr && !device_->reads_host_memory()),
       direct_world_(world.device() != nullptr || device_->reads_host_memory()),
-      alone_(dp_group.world_size() == 1),
+      gathers_nothing_(dp_group.world_size() == 1),
+      alone_(world.world_size() == 1 && !world.runs_on_stream()),
+      wants_graph_(graph),
       staged_arrays_(kernels::cpu_kernels(), *device_),
       arrays_(std::make_unique<DeviceArrays>(*device_, stream_, dp_group.stream())),
-      reduced_(staged_gradients_ ? plan.bucket_count() : 0) {}
+      reduced_(staged_gradients_ ? plan.bucket_count() : 0) {
+  if (!alone_ && !world.runs_on_stream()) return;
+  vote_ = std::make_unique<DeviceVote>(plan, rank, *device_);
+  arrays_->keep_figures();
+}
 
 void DeviceSide::use_stream(StreamHandle stream) {
   stream_ = stream;
@@ -52,8 +59,22 @@ void DeviceSide::make_sweep(std::span<const Work> works, std::span<const Rule* c
                             std::vector<const Rule*> rule_of_group, DType momentum_dtype) {
   sweep_ =
       std::make_unique<DeviceSweep>(DeviceSweep::Inputs{plan_, rank_, works, rule_of_param, std::move(rule_of_group),
-                                                        momentum_dtype, direct_world_, alone_},
+                                                        momentum_dtype, direct_world_, gathers_nothing_},
                                     *device_);
+}
+
+// Captured in the second step: in the first one, kernels are loaded.
+void DeviceSide::run_alone() {
+  const auto step = [this](StreamHandle stream) {
+    sweep_->send_numbers(stream);
+    vote_->send(world_, *arrays_, stream);
+    vote_->decide(sweep_->reg_scalars(), sweep_->adamw_scalars(), sweep_->groups(), stream);
+    sweep_->run_alone(stream);
+    sweep_->health().send(stream);
+  };
+  if (wants_graph_ && steps_ == 1) graph_ = Graph(*device_, step);
+  graph_ ? graph_.launch(stream_) : step(stream_);
+  ++steps_;
 }
 
 void DeviceSide::read(void* to_host, const void* from, std::int64_t bytes) {

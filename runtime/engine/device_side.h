@@ -9,6 +9,7 @@
 #include "runtime/device/device.h"
 #include "runtime/engine/device_arrays.h"
 #include "runtime/engine/device_sweep.h"
+#include "runtime/engine/device_vote.h"
 #include "runtime/engine/gradients.h"
 
 namespace regatta {
@@ -27,8 +28,9 @@ class StagedArrays final : public HostArrays {
 
 class DeviceSide {
  public:
-  DeviceSide(std::shared_ptr<Device> device, const sharding::Plan& plan, int rank, const Transport& world,
-             const Transport& dp_group);
+  /// `graph`: EngineOptions::device_graph.
+  DeviceSide(std::shared_ptr<Device> device, const sharding::Plan& plan, int rank, Transport& world,
+             const Transport& dp_group, bool graph);
 
   Device& device() { return *device_; }
   StreamHandle stream() const { return stream_; }
@@ -47,9 +49,20 @@ class DeviceSide {
 
   void make_sweep(std::span<const Work> works, std::span<const Rule* const> rule_of_param,
                   std::vector<const Rule*> rule_of_group, DType momentum_dtype);
-  void rules_changed() { sweep_.reset(); }
+  void rules_changed() {
+    graph_ = {};
+    sweep_.reset();
+    steps_ = 0;
+  }
   bool has_sweep() const { return sweep_ != nullptr; }
   DeviceSweep& sweep() { return *sweep_; }
+
+  /// Null where the host decides whether a step happens.
+  DeviceVote* vote() { return vote_.get(); }
+  /// Whether the whole step is launches in a row: one rank, whose transport has no stream of its own.
+  bool alone() const { return alone_; }
+  /// The whole step, from the vote to the health figures. Requires alone(), and begin() of the sweep before.
+  void run_alone();
 
   /// Blocking, either way between the host and the device.
   void read(void* to_host, const void* from, std::int64_t bytes);
@@ -59,13 +72,17 @@ class DeviceSide {
   std::shared_ptr<Device> device_;  // shared by the ranks of the process
   const sharding::Plan& plan_;
   int rank_, dp_rank_;
-  bool staged_gradients_, direct_world_, alone_;
+  Transport& world_;
+  bool staged_gradients_, direct_world_, gathers_nothing_, alone_, wants_graph_;
   StreamHandle stream_ = nullptr;
   StagedArrays staged_arrays_;
   std::unique_ptr<DeviceArrays> arrays_;
   Buffer landing_;               // pinned: one gradient on its way
   std::vector<Buffer> reduced_;  // by bucket, when gradients are reduced on the host
+  std::unique_ptr<DeviceVote> vote_;
   std::unique_ptr<DeviceSweep> sweep_;
+  Graph graph_;             // of run_alone()
+  std::int64_t steps_ = 0;  // of this sweep
 };
 
 }  // namespace regatta

@@ -102,12 +102,10 @@ void DeviceSweep::add_elements(Stage& stage, std::span<const Work* const> works)
   }
   const std::vector<cuda::Tile> tiles = cuda::flat_tiles(counts);
   const std::int64_t first_block = health_.add(tiles, params);
-  const auto* scalars =
-      reinterpret_cast<const cuda::AdamwScalars*>(scalars_.as<cuda::RegScalars>() + rule_of_group_.size());
   cuda::Adamw launch{arena_.place(segments),
                      arena_.place(tiles),
                      std::ssize(tiles),
-                     scalars,
+                     adamw_scalars(),
                      dtypes_of(*works.front(), momentum_dtype_),
                      nullptr};
   stage.update.push_back({"AdamW's sweep", [this, launch, first_block](StreamHandle stream) mutable {
@@ -150,7 +148,7 @@ void DeviceSweep::add_columns(Stage& stage, std::span<const Work* const> works, 
   }
 }
 
-void DeviceSweep::begin(std::span<const StepInfo> infos, StreamHandle stream) {
+void DeviceSweep::begin(std::span<const StepInfo> infos) {
   for (Stage& stage : stages_) stage.updated = stage.applied = false;
   auto* const reg = scalars_host_.as<cuda::RegScalars>();
   auto* const adamw = reinterpret_cast<cuda::AdamwScalars*>(reg + rule_of_group_.size());
@@ -158,7 +156,16 @@ void DeviceSweep::begin(std::span<const StepInfo> infos, StreamHandle stream) {
     reg[g] = rule_of_group_[g]->reg_scalars(infos[g]);
     adamw[g] = rule_of_group_[g]->adamw_scalars(infos[g]);
   }
+}
+
+void DeviceSweep::send_numbers(StreamHandle stream) {
   device_.copy(scalars_.data(), scalars_host_.data(), scalars_.bytes(), stream);
+}
+
+void DeviceSweep::run_alone(StreamHandle stream) {
+  for (int round = 0; round < lines_->rounds(); ++round) lines_->observe(round, stream);
+  run_all(device_, stages_[0].update, stream);
+  run_all(device_, stages_[0].apply, stream);
 }
 
 void DeviceSweep::update(int bucket, StreamHandle stream) {

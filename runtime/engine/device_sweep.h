@@ -28,15 +28,24 @@ class DeviceSweep {
   };
   DeviceSweep(const Inputs& inputs, Device& device);
 
-  /// The numbers of a step, on their way to the device.
-  void begin(std::span<const StepInfo> infos, StreamHandle stream);
+  /// The numbers of a step. Requires that the step before has ended on the device.
+  void begin(std::span<const StepInfo> infos);
+  /// Puts them on the device.
+  void send_numbers(StreamHandle stream);
+  kernels::cuda::RegScalars* reg_scalars() const { return scalars_.as<kernels::cuda::RegScalars>(); }
+  kernels::cuda::AdamwScalars* adamw_scalars() const {
+    return reinterpret_cast<kernels::cuda::AdamwScalars*>(reg_scalars() + rule_of_group_.size());
+  }
+  std::int64_t groups() const { return std::ssize(rule_of_group_); }
   DeviceLines& lines() { return *lines_; }
   /// The one-sweep updates of a bucket, or of more buckets at once; each runs once a step.
   void update(int bucket, StreamHandle stream);
   /// The last sweep of its open lines, once the answers are here; likewise.
   void apply(int bucket, StreamHandle stream);
-  /// Waits for the step. Adds its figures to those of each parameter.
-  void read_health(std::span<kernels::SweepHealth> by_param, StreamHandle stream) { health_.read(by_param, stream); }
+  /// All sweeps of a step that sends no lines and gathers nothing. Requires one stage.
+  void run_alone(StreamHandle stream);
+  /// The figures, behind the sweeps, and once they are here.
+  DeviceHealth& health() { return health_; }
 
  private:
   struct Stage {

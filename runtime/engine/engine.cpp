@@ -18,32 +18,23 @@ StepReport Engine::step(double scheduled_lr) {
   report.times.grad_comm_seconds = static_cast<double>(s.gradients.busy_ns()) * 1e-9;
   report.times.wait_grad_seconds = phase.lap();
 
-  s.vote.send(*s.world, s.gradients.figures(), s.pending).wait();
-  s.pending = {};
-  s.vote.count();
-  report.command = s.vote.command();
+  s.hold_vote();
   report.times.vote_seconds = phase.lap();
 
-  if (s.vote.culprit() >= 0) {
-    s.skip(report);
-  } else {
-    s.take_norms(report);
-    s.set_infos(lr, report.clip_factor);
-    s.bind_gradients();
-    if (s.device_side) s.begin_device_step();
-    const bool proof_due = s.proof && s.proof->due(s.step_count + 1);
-    if (proof_due) s.proof->begin(s.step_count + 1, s.works);
-    s.sweep(report.times);
-    if (proof_due) s.prove(report);
-    phase.lap();
-    for (Impl::Bucket& bucket : s.buckets) {
-      bucket.gather.wait();
-      if (s.device_side) s.take_gathered(bucket);
-      report.times.gather_comm_seconds += static_cast<double>(bucket.gather.busy_ns()) * 1e-9;
-    }
-    report.times.wait_gather_seconds = phase.lap();
+  // On a device the step is put there before anyone knows whether it happens; its sweeps then do nothing if not.
+  bool happens = !s.vote_is_known() || s.vote.culprit() < 0;
+  if (happens) {
+    if (s.vote_is_known()) s.take_norms(report);
+    s.update(report, lr);
+    happens = s.vote.culprit() < 0;
+    if (happens && !s.vote_is_known()) s.take_norms(report);
+  }
+  report.command = s.vote.command();
+  if (happens) {
     s.collect_health(report);
     report.step = ++s.step_count;
+  } else {
+    s.skip(report);
   }
   s.last_lr = lr;
   s.adapt_loss_scale(report.skipped);
@@ -52,6 +43,38 @@ StepReport Engine::step(double scheduled_lr) {
   report.times.step_seconds = total.lap();
   s.count_bytes(report);
   return report;
+}
+
+void Engine::Impl::hold_vote() {
+  if (vote_is_known()) {
+    vote.send(*world, gradients.figures(), pending).wait();
+    vote.count();
+  } else {
+    vote_on_device();
+  }
+  pending = {};
+}
+
+void Engine::Impl::update(StepReport& report, double lr) {
+  Stopwatch phase;
+  set_infos(lr, report.clip_factor);
+  bind_gradients();
+  if (device_side) begin_device_step();
+  const bool proof_due = proof && proof->due(step_count + 1);
+  if (proof_due) proof->begin(step_count + 1, works);
+  sweep(report.times);
+  if (proof_due) prove(report);
+  phase.lap();
+  for (Bucket& bucket : buckets) {
+    await(bucket.gather);
+    if (device_side) take_gathered(bucket);
+  }
+  if (device_side) end_device_step();
+  for (const Bucket& bucket : buckets) {
+    bucket.gather.wait();
+    report.times.gather_comm_seconds += static_cast<double>(bucket.gather.busy_ns()) * 1e-9;
+  }
+  report.times.wait_gather_seconds = phase.lap();
 }
 
 void Engine::Impl::set_infos(double lr, double clip_factor) {
@@ -127,6 +150,7 @@ void Engine::Impl::take_answers(int round) {
 // Matrices first: their messages are the largest. Then open lines, so that their messages travel while closed rows and
 // elements are swept.
 void Engine::Impl::sweep(StepTimes& times) {
+  if (device_side && device_side->alone()) return device_side->run_alone();
   int closed_done = 0;
   sweep_matrices(times, closed_done);
   sweep_lines(times, closed_done);

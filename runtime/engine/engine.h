@@ -76,6 +76,9 @@ struct EngineOptions {
   bool proof_stops = false;  ///< a proof that fails ends the job with Error(device)
   /// Where parameters, gradients and state lie and sweeps run; null: the CPU. shared_ptr: ranks of a process share it.
   std::shared_ptr<Device> device;
+  /// On a device, by a single rank: a step's launches are captured into a CUDA graph in the second step and launched as
+  /// one from then on. Refused with more ranks.
+  bool device_graph = false;
 };
 
 /// Where a parameter lies on this rank.

@@ -12,7 +12,11 @@ std::unique_ptr<DeviceSide> Engine::Impl::make_device_side() const {
                                             world->device()->name() + ", but the engine's device is " +
                                             (options.device ? options.device->name() : "the CPU"));
   if (!options.device) return nullptr;
-  return std::make_unique<DeviceSide>(options.device, plan, rank, *world, *dp_group);
+  if (options.device_graph && world->runs_on_stream())
+    throw Error(Code::invalid_argument, "a CUDA graph of the step was asked for over transport " +
+                                            std::string(world->name()) +
+                                            "; expected transport local, or mpi without mpirun");
+  return std::make_unique<DeviceSide>(options.device, plan, rank, *world, *dp_group, options.device_graph);
 }
 
 void Engine::Impl::begin_device_step() {
@@ -22,7 +26,24 @@ void Engine::Impl::begin_device_step() {
     for (const Group& group : groups) rule_of_group.push_back(group.rule.get());
     device_side->make_sweep(works, rules, std::move(rule_of_group), options.momentum_dtype);
   }
-  device_side->sweep().begin(infos, device_side->stream());
+  DeviceSweep& sweep = device_side->sweep();
+  sweep.begin(infos);
+  if (device_side->alone()) return;
+  sweep.send_numbers(device_side->stream());
+  if (DeviceVote* const on_device = device_side->vote())
+    on_device->decide(sweep.reg_scalars(), sweep.adamw_scalars(), sweep.groups(), device_side->stream());
+}
+
+// What the step told: whether it happened, when the device decided that, and its health figures.
+void Engine::Impl::end_device_step() {
+  if (!device_side->alone()) device_side->sweep().health().send(device_side->stream());
+  device_side->device().synchronize(device_side->stream());
+  if (DeviceVote* const on_device = device_side->vote()) vote.count(on_device->votes());
+}
+
+void Engine::Impl::vote_on_device() {
+  device_side->vote()->prepare(pending, {options.clip, loss_scale});
+  if (!device_side->alone()) device_side->vote()->send(*world, device_side->arrays(), device_side->stream());
 }
 
 // A transport that cannot read the device gets this rank's chunk on the host, and for that the host waits.

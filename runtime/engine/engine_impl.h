@@ -54,6 +54,9 @@ struct Engine::Impl {
   const Rule& rule(const Work& work) const { return *rules[work.param]; }
 
   // The step (engine.cpp).
+  void hold_vote();
+  bool vote_is_known() const { return !device_side || device_side->vote() == nullptr; }
+  void update(StepReport& report, double lr);
   void set_infos(double lr, double clip_factor);
   void bind_gradients();
   void observe(int round);
@@ -69,6 +72,8 @@ struct Engine::Impl {
   // The same on a device, and what lies there seen from the host (engine_device.cpp).
   std::unique_ptr<DeviceSide> make_device_side() const;
   void begin_device_step();
+  void end_device_step();
+  void vote_on_device();
   void gather_from_device(Bucket& bucket);
   void take_gathered(Bucket& bucket);
   void fill_device_master_weights();

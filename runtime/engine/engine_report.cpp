@@ -29,7 +29,7 @@ void take_health(Report& out, const kernels::SweepHealth& total) {
 void Engine::Impl::collect_health(StepReport& report) {
   std::fill(param_health.begin(), param_health.end(), kernels::SweepHealth{});
   if (device_side) {
-    device_side->sweep().read_health(param_health, device_side->stream());
+    device_side->sweep().health().take(param_health);
   } else {
     for (const Work& work : works)
       if (work.primary) param_health[work.param].add(work.health);

@@ -21,6 +21,10 @@ void check_options(const EngineOptions& options, const sharding::Mesh& mesh) {
   if (options.device != nullptr && options.proof_every > 0)
     throw wrong("the live proof was asked for every " + std::to_string(options.proof_every) + " steps on " +
                 options.device->name() + "; it runs on device cpu only, so expected 0");
+  if (options.device_graph && (options.device == nullptr || mesh.world_size() > 1))
+    throw wrong("a CUDA graph of the step was asked for on " +
+                (options.device ? options.device->name() : std::string("the CPU")) + " with " +
+                std::to_string(mesh.world_size()) + " rank(s); expected a device and one rank");
   const int dp = mesh.size("dp");
   if (options.accumulation != Accumulation::tree || options.mode == Mode::sharded || dp == 1) return;
   const bool zero2 = options.mode == Mode::zero2;

@@ -21,6 +21,8 @@ class Vote {
   Ticket send(Transport& world, std::span<const Gradients::Figures> figures, const Command& command);
   /// Once the ticket is done.
   void count();
+  /// Counts votes that came another way: of all ranks, by rank, plan.vote_bytes(rank) each.
+  void count(std::span<const std::byte> votes);
 
   /// First parameter (by index) with a non-finite gradient on any rank; -1 when all are finite.
   int culprit() const { return culprit_; }

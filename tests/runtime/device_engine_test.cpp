@@ -60,7 +60,7 @@ class DeviceEngine : public ::testing::Test {
   EngineOptions engine_;
 
   ReplayResult run(const ReplayCase& recorded, const std::string& rule, const Settings& settings, const Layout& layout,
-                   const std::function<std::shared_ptr<Device>()>& device) {
+                   const std::function<std::shared_ptr<Device>()>& device, bool graph = false) {
     ReplayOptions options;
     options.mesh = Mesh::parse(layout.mesh);
     options.engine = engine_;
@@ -82,6 +82,7 @@ class DeviceEngine : public ::testing::Test {
     testing::run_ranks(options.mesh.world_size(), [&](Transport& transport) {
       ReplayOptions own = options;
       if (device) own.engine.device = device();
+      own.engine.device_graph = graph;
       ReplayResult mine = cli::replay(recorded, own, transport);
       if (transport.rank() == 0) result = std::move(mine);
     });
@@ -92,24 +93,31 @@ class DeviceEngine : public ::testing::Test {
   void expect_same(const ReplayCase& recorded, const std::string& rule, const Settings& settings,
                    const Layout& layout) {
     const ReplayResult cpu = run(recorded, rule, settings, layout, nullptr);
-    for (const testing::DeviceUnderTest& under_test : devices_) {
-      const ReplayResult device = run(recorded, rule, settings, layout, under_test.device);
-      const std::string what = rule + " on " + layout.mesh + " place '" + layout.place + "', mode " +
-                               std::to_string(static_cast<int>(layout.mode)) + ", " + under_test.name;
-      EXPECT_TRUE(device.bytes_as_planned) << what;
-      EXPECT_EQ(cpu.last.grad_norm, device.last.grad_norm) << what;
-      EXPECT_EQ(cpu.last.clip_factor, device.last.clip_factor) << what;
-      ASSERT_EQ(cpu.tensors.size(), device.tensors.size()) << what;
-      for (const auto& [name, tensor] : cpu.tensors)
-        EXPECT_EQ(tensor.values, device.tensors.at(name).values) << name << ": " << what;
-      for (std::size_t g = 0; g < cpu.last.groups.size(); ++g) {
-        const GroupReport &a = cpu.last.groups[g], &b = device.last.groups[g];
-        EXPECT_NEAR(a.update_rms, b.update_rms, 2e-6 * a.update_rms) << what;
-        EXPECT_EQ(a.smallest_line_norm, b.smallest_line_norm) << what;
-        EXPECT_EQ(a.largest_line_norm, b.largest_line_norm) << what;
-        EXPECT_EQ(a.zero_lines, b.zero_lines) << what;
-        EXPECT_EQ(a.clamped_lines, b.clamped_lines) << what;
+    for (const testing::DeviceUnderTest& under_test : devices_)
+      for (const bool graph : {false, true}) {
+        if (graph && Mesh::parse(layout.mesh).world_size() > 1) continue;
+        const ReplayResult device = run(recorded, rule, settings, layout, under_test.device, graph);
+        const std::string what = rule + " on " + layout.mesh + " place '" + layout.place + "', mode " +
+                                 std::to_string(static_cast<int>(layout.mode)) + ", " + under_test.name +
+                                 (graph ? ", as a graph" : "");
+        expect_same(cpu, device, what);
       }
+  }
+
+  static void expect_same(const ReplayResult& cpu, const ReplayResult& device, const std::string& what) {
+    EXPECT_TRUE(device.bytes_as_planned) << what;
+    EXPECT_EQ(cpu.last.grad_norm, device.last.grad_norm) << what;
+    EXPECT_EQ(cpu.last.clip_factor, device.last.clip_factor) << what;
+    ASSERT_EQ(cpu.tensors.size(), device.tensors.size()) << what;
+    for (const auto& [name, tensor] : cpu.tensors)
+      EXPECT_EQ(tensor.values, device.tensors.at(name).values) << name << ": " << what;
+    for (std::size_t g = 0; g < cpu.last.groups.size(); ++g) {
+      const GroupReport &a = cpu.last.groups[g], &b = device.last.groups[g];
+      EXPECT_NEAR(a.update_rms, b.update_rms, 2e-6 * a.update_rms) << what;
+      EXPECT_EQ(a.smallest_line_norm, b.smallest_line_norm) << what;
+      EXPECT_EQ(a.largest_line_norm, b.largest_line_norm) << what;
+      EXPECT_EQ(a.zero_lines, b.zero_lines) << what;
+      EXPECT_EQ(a.clamped_lines, b.clamped_lines) << what;
     }
   }
 
@@ -213,57 +221,78 @@ TEST_F(DeviceEngine, MicroBatchesAddUpAsOnTheCpu) {
     }
 }
 
-TEST_F(DeviceEngine, SkipsAStepWithoutTouchingState) {
-  EngineOptions options;
-  options.device = devices_.back().device();
+// Steps that clip, one that is skipped, and settings that change on the way: what every step tells and leaves behind.
+struct Told {
+  bool skipped = false;
+  std::string culprit;
+  std::int64_t step = 0;
+  double grad_norm = 0, clip_factor = 0, loss_scale = 0;
+  std::vector<float> values;
+  bool operator==(const Told&) const = default;
+};
+
+std::vector<Told> tell_steps(const std::shared_ptr<Device>& device, bool graph) {
+  std::vector<Told> told;
   testing::run_ranks(1, [&](Transport& transport) {
-    Engine engine({Param{"a", {4, 8}}}, {{"all", make_rule("reg", {}), 1}}, Mesh(), transport, options);
-    std::vector<float> numbers(32, 1.0F), before(32), after(32);
+    EngineOptions options;
+    options.device = device;
+    options.device_graph = graph;
+    options.clip = 2;
+    options.loss_scaling = {1024, 3, 1};
     Upload upload;
-    engine.write_param(0, numbers.data());
+    std::vector<Param> params{{"wide", {8, 12}}, {"tall", {96, 1}}, {"vector", {96}}};
+    params[2].group = 1;
+    Engine engine(params, {{"reg", make_rule("reg", {}), 1}, {"adamw", make_rule("adamw", {}), 1}}, Mesh(), transport,
+                  options);
+    std::vector<float> numbers(96);
+    for (int i = 0; i < 96; ++i) numbers[i] = static_cast<float>(i % 13) - 5;
+    for (int p = 0; p < 3; ++p) engine.write_param(p, numbers.data());
     engine.publish_params();
-    engine.add_grad(0, upload(numbers, options.device.get()), DType::f32);
-    engine.step(0.1);
-    engine.read_param(0, before.data());
-    EXPECT_NE(before, numbers);
-    numbers[7] = std::numeric_limits<float>::infinity();
-    engine.add_grad(0, upload(numbers, options.device.get()), DType::f32);
-    const StepReport report = engine.step(0.1);
-    EXPECT_TRUE(report.skipped);
-    EXPECT_EQ(report.culprit, "a");
-    engine.read_param(0, after.data());
-    EXPECT_EQ(before, after);
+    for (int step = 0; step < 7; ++step) {
+      for (int p = 2; p >= 0; --p) {
+        std::vector<float> grad = numbers;
+        for (float& x : grad)
+          x *= static_cast<float>(engine.loss_scale()) * 0.1F * static_cast<float>(1 + (step + p) % 4);
+        if (step == 3 && p == 1) grad[7] = std::numeric_limits<float>::infinity();
+        engine.add_grad(p, upload(grad, device.get()), DType::f32);
+      }
+      const StepReport report = engine.step(0.1 / (1 + step));
+      Told& now = told.emplace_back();
+      now = {report.skipped, report.culprit, report.step, report.grad_norm, report.clip_factor, report.loss_scale, {}};
+      for (int p = 0; p < 3; ++p) {
+        std::vector<float> values(96);
+        engine.read_param(p, values.data());
+        now.values.insert(now.values.end(), values.begin(), values.end());
+      }
+      if (step != 1 && step != 4) continue;
+      Command command;
+      command.kind = Command::Kind::set;
+      command.fields = Command::momentum_given | Command::weight_decay_given | Command::clip_given;
+      command.momentum = 0.5 + 0.1 * step;
+      command.weight_decay = 0.3;
+      command.clip = 3;
+      engine.apply(command);
+    }
   });
+  return told;
 }
 
-TEST_F(DeviceEngine, SettingsThatChangeReachTheDevice) {
-  std::vector<std::vector<float>> results;
-  for (const bool on_device : {false, true}) {
-    std::vector<float> values(96);
-    testing::run_ranks(1, [&](Transport& transport) {
-      EngineOptions options;
-      if (on_device) options.device = devices_.back().device();
-      Upload upload;
-      Engine engine({Param{"a", {8, 12}}}, {{"all", make_rule("reg", {}), 1}}, Mesh(), transport, options);
-      std::vector<float> numbers(96);
-      for (int i = 0; i < 96; ++i) numbers[i] = static_cast<float>(i % 13) - 5;
-      engine.write_param(0, numbers.data());
-      engine.publish_params();
-      for (int step = 0; step < 3; ++step) {
-        engine.add_grad(0, upload(numbers, options.device.get()), DType::f32);
-        engine.step(0.1);
-        Command command;
-        command.kind = Command::Kind::set;
-        command.fields = Command::momentum_given | Command::weight_decay_given;
-        command.momentum = 0.5 + 0.1 * step;
-        command.weight_decay = 0.3;
-        engine.apply(command);
-      }
-      engine.read_param(0, values.data());
-    });
-    results.push_back(values);
-  }
-  EXPECT_EQ(results[0], results[1]);
+TEST_F(DeviceEngine, TellsOfEveryStepWhatTheCpuTells) {
+  const std::vector<Told> cpu = tell_steps(nullptr, false);
+  ASSERT_EQ(cpu.size(), 7u);
+  EXPECT_TRUE(cpu[3].skipped);
+  EXPECT_EQ(cpu[3].culprit, "tall");
+  EXPECT_EQ(cpu[3].values, cpu[2].values);
+  EXPECT_NE(cpu[4].values, cpu[3].values);
+  EXPECT_LT(cpu[0].clip_factor, 1);
+  for (const testing::DeviceUnderTest& under_test : devices_)
+    for (const bool graph : {false, true}) {
+      const std::vector<Told> device = tell_steps(under_test.device(), graph);
+      for (std::size_t step = 0; step < cpu.size(); ++step)
+        EXPECT_TRUE(device[step] == cpu[step])
+            << "step " << step << " on " << under_test.name << (graph ? " as a graph" : "") << ": norm "
+            << device[step].grad_norm << ", expected " << cpu[step].grad_norm;
+    }
 }
 
 // A job that goes on elsewhere: state leaves a CPU and enters a device, and the other way round.

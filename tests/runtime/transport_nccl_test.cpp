@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <functional>
+#include <limits>
 #include <thread>
 
 #include "cli/replay/run.h"
@@ -168,16 +170,18 @@ TEST(NcclReduction, SumIsTheLibrarysAndTreeIsOurs) {
 }
 
 TEST(NcclEngine, GivesTheBitsOfLocal) {
-  testing::CaseBuilder builder(8, 2);
-  const cli::ReplayCase recorded =
-      builder.add({"wide", {7, 19}}).add({"tall", {23, 6}}).add({"long_row", {2, 300}}).take();
+  testing::CaseBuilder builder(8, 4);
+  cli::ReplayCase recorded = builder.add({"wide", {7, 19}}).add({"tall", {23, 6}}).add({"long_row", {2, 300}}).take();
+  const float infinity = std::numeric_limits<float>::infinity();  // a step that all skip
+  std::memcpy(recorded.gradients[2].at("tall").values.data() + 20, &infinity, 4);
   for (const char* mesh : {"dp=2", "dp=4", "dp=2,tp=2"}) {
     cli::ReplayOptions options;
     options.mesh = sharding::Mesh::parse(mesh);
     options.engine.bucket_bytes = 700;
     options.engine.cut = sharding::Cut::element;
     options.lr = 0.02;
-    options.steps = 2;
+    options.steps = 4;
+    options.engine.clip = 0.5;
     options.groups = {{"reg", make_rule("reg", {}), 1}};
     const bool tp = options.mesh.size("tp") > 1;
     options.group_of.assign(recorded.names.size(), 0);
@@ -199,7 +203,9 @@ TEST(NcclEngine, GivesTheBitsOfLocal) {
       };
       expect_good(
           run_nccl_ranks(options.mesh.world_size(), transport, replay, [&] { return late_device(streams != "late"); }));
-      EXPECT_TRUE(nccl.bytes_as_planned) << mesh;
+      EXPECT_EQ(local.last.grad_norm, nccl.last.grad_norm) << mesh;
+      EXPECT_EQ(local.last.clip_factor, nccl.last.clip_factor) << mesh;
+      EXPECT_EQ(nccl.last.skipped_steps, 1) << mesh;
       ASSERT_EQ(local.tensors.size(), nccl.tensors.size()) << mesh;
       for (const auto& [name, tensor] : local.tensors)
         EXPECT_EQ(tensor.values, nccl.tensors.at(name).values) << name << ", streams " << streams;

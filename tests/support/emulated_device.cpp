@@ -74,6 +74,15 @@ class EmulatedDevice final : public Device {
   void zero(void* to, std::int64_t bytes, StreamHandle) override {
     if (bytes > 0) std::memset(to, 0, static_cast<std::size_t>(bytes));
   }
+  GraphHandle capture(const std::function<void(StreamHandle)>& body) override {
+    return new std::function<void(StreamHandle)>(body);
+  }
+  void launch(GraphHandle graph, StreamHandle stream) override {
+    (*static_cast<std::function<void(StreamHandle)>*>(graph))(stream);
+  }
+  void destroy_graph(GraphHandle graph) noexcept override {
+    delete static_cast<std::function<void(StreamHandle)>*>(graph);
+  }
 
  private:
   bool reads_host_memory_;

@@ -115,6 +115,7 @@ class LateDevice final : public Device {
     return mark.reached();
   }
   void synchronize(StreamHandle stream) override {
+    if (capturing_ != nullptr) std::abort();  // cudaErrorStreamCaptureUnsupported
     bind();
     LateStream::move_to(LateStream::of(stream).mark());
   }
@@ -123,6 +124,7 @@ class LateDevice final : public Device {
     if (bytes == 0) return;
     bind();
     const auto count = static_cast<std::size_t>(bytes);
+    if (capturing_ != nullptr && (!on_device_or_pinned(to) || !on_device_or_pinned(from))) std::abort();
     if (!on_device_or_pinned(to)) {
       synchronize(stream);
       std::memcpy(to, from, count);
@@ -148,8 +150,23 @@ class LateDevice final : public Device {
       return true;
     });
   }
+  GraphHandle capture(const std::function<void(StreamHandle)>& body) override {
+    bind();
+    const auto stream = std::make_shared<LateStream>();
+    capturing_ = stream.get();
+    body(stream.get());
+    capturing_ = nullptr;
+    return new Works(stream->take_all());
+  }
+  void launch(GraphHandle graph, StreamHandle stream) override {
+    bind();
+    for (const auto& work : *static_cast<Works*>(graph)) LateStream::of(stream).put(work);
+  }
+  void destroy_graph(GraphHandle graph) noexcept override { delete static_cast<Works*>(graph); }
 
  private:
+  using Works = std::deque<std::function<bool()>>;
+
   static LateStream::Mark& mark_of(EventHandle event) { return *static_cast<LateStream::Mark*>(event); }
 
   void* take(std::int64_t bytes, Memory& from) {
@@ -184,6 +201,7 @@ class LateDevice final : public Device {
     return memory_.holds(address) || pinned_.holds(address);
   }
 
+  LateStream* capturing_ = nullptr;
   std::mutex mutex_;
   Memory memory_, pinned_;
   std::shared_ptr<LateStream> default_;

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <utility>
 
 namespace regatta::testing {
 namespace {
@@ -19,6 +20,11 @@ void LateStream::put(std::function<bool()> work) {
     ++given_;
   }
   while (eager_ && move_on()) continue;
+}
+
+std::deque<std::function<bool()>> LateStream::take_all() {
+  std::lock_guard lock(queue_);
+  return std::exchange(work_, {});
 }
 
 LateStream::Mark LateStream::mark() {

@@ -27,6 +27,8 @@ class LateStream : public std::enable_shared_from_this<LateStream> {
 
   /// `work` is called until it returns true; it returns false when something elsewhere has to come first.
   void put(std::function<bool()> work);
+  /// What has been put so far, which is then not done.
+  std::deque<std::function<bool()>> take_all();
   Mark mark();
   /// What is put from now on comes after the mark.
   void wait_for(const Mark& mark);
