@@ -132,6 +132,10 @@ int regatta_engine_param_block(regatta_engine* engine, int param, int block, reg
   });
 }
 
+int regatta_engine_use_stream(regatta_engine* engine, void* stream) {
+  return guarded([&] { built(engine, "regatta_engine_use_stream").engine->use_stream(stream); });
+}
+
 int regatta_engine_publish_params(regatta_engine* engine) {
   return guarded([&] {
     regatta_engine& handle = built(engine, "regatta_engine_publish_params");
@@ -205,8 +209,9 @@ int regatta_engine_param_figures(regatta_engine* engine, int param, regatta_figu
 
 int regatta_engine_state_count(regatta_engine* engine, int* count) {
   return guarded([&] {
-    const regatta_engine& handle = built(engine, "regatta_engine_state_count");
+    regatta_engine& handle = built(engine, "regatta_engine_state_count");
     require(count, "regatta_engine_state_count", "count", "where to write it");
+    if (handle.options.device) handle.parts = handle.engine->state_parts();
     *count = static_cast<int>(handle.parts.size());
   });
 }

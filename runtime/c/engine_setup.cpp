@@ -84,10 +84,12 @@ void set_option(EngineOptions& options, const std::string& name, const std::stri
         choice_of(name, value, std::array{std::pair{"f32", DType::f32}, std::pair{"bf16", DType::bf16}});
   } else if (name == "threads") {
     options.threads = number_of(name, value, 1, 4096, "a whole number from 1 to 4096");
+  } else if (name == "device_graph") {
+    options.device_graph = choice_of(name, value, std::array{std::pair{"on", true}, std::pair{"off", false}});
   } else {
     refuse("there is no option '" + name +
            "'; expected one of mode, cut, bucket_bytes, micro_batches, accumulation, clip, non_finite, loss_scale, "
-           "loss_scale_growth_interval, loss_scale_smallest, momentum_dtype, threads");
+           "loss_scale_growth_interval, loss_scale_smallest, momentum_dtype, threads, device_graph");
   }
 }
 
@@ -104,6 +106,7 @@ int regatta_engine_create(regatta_transport* transport, const char* mesh, regatt
     require(engine, "regatta_engine_create", "engine", "where to write the handle");
     auto made = std::make_unique<regatta_engine>();
     made->transport = ranks.transport;
+    made->options.device = ranks.transport->options().device;
     made->mesh = sharding::Mesh::parse(mesh);
     const int world_size = ranks.transport->world_size();
     if (made->mesh.world_size() != world_size)

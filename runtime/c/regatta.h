@@ -52,12 +52,12 @@ typedef enum regatta_status {
   REGATTA_INVALID_ARGUMENT = 1, /* the caller's mistake: value, shape, name, order of calls; ranks that disagree */
   REGATTA_TIMEOUT = 2,          /* a peer did not arrive within the deadline */
   REGATTA_TRANSPORT = 3,        /* the transport failed or a peer is gone */
-  REGATTA_DEVICE = 4,           /* memory could not be had for the runtime's buffers */
-  REGATTA_CHECKPOINT = 5,       /* a file could not be written or is damaged */
-  REGATTA_NON_FINITE = 6,       /* a gradient was not finite, and non_finite=stop; no state was touched */
-  REGATTA_ABORTED = 7,          /* another rank failed and said so */
-  REGATTA_OUT_OF_MEMORY = 8,    /* the process is out of memory */
-  REGATTA_INTERNAL = 9          /* a mistake of ours */
+  REGATTA_DEVICE = 4,        /* memory could not be had for the runtime's buffers; the device failed or is not there */
+  REGATTA_CHECKPOINT = 5,    /* a file could not be written or is damaged */
+  REGATTA_NON_FINITE = 6,    /* a gradient was not finite, and non_finite=stop; no state was touched */
+  REGATTA_ABORTED = 7,       /* another rank failed and said so */
+  REGATTA_OUT_OF_MEMORY = 8, /* the process is out of memory */
+  REGATTA_INTERNAL = 9       /* a mistake of ours */
 } regatta_status;
 
 typedef enum regatta_dtype { REGATTA_F32 = 0, REGATTA_BF16 = 1, REGATTA_F16 = 2 } regatta_dtype;
@@ -84,7 +84,14 @@ REGATTA_API int regatta_mesh_coordinate(const char* mesh, int rank, const char* 
 /* ---- transports: the ranks and the way between them ----
  * `options` is NULL, or settings such as "deadline_seconds=60,shared_memory=off":
  *   deadline_seconds=S        wait for a peer at most S seconds (600)
- *   shared_memory=on|off      mpi: ranks of one host read each other's memory (on), or send messages (off) */
+ *   shared_memory=on|off      mpi: ranks of one host read each other's memory (on), or send messages (off)
+ *   device=NAME               where engines over it keep parameters, gradients and state, and step: cpu (cpu), cuda for
+ *                             the device of the rank's number on its host, or cuda:N. On a device, pointers to values
+ *                             and gradients are device pointers; see regatta_engine_use_stream.
+ *   device_messages=WHEN      mpi: give MPI the device's memory: auto, when its library says that it takes it (auto),
+ *                             always, or never (through the host)
+ *   reduction=tree|sum        nccl: gradients are added in rank order, with the bits of every other transport (tree),
+ * or by NCCL (sum) */
 
 /* `world_size` ranks as threads of this process: writes one handle per rank to `ranks`, which has room for that many.
  * Each is to be driven by a thread of its own; 1 is the world of a single process. */
@@ -96,9 +103,12 @@ REGATTA_API int regatta_transport_mpi(const char* options, regatta_transport** t
  * languages that don't include <mpi.h>. See regatta_transport_from_mpi in regatta_mpi.h. */
 REGATTA_API int regatta_transport_from_mpi_fortran(int communicator, const char* options,
                                                    regatta_transport** transport);
+/* This process's rank of the job that mpirun or torchrun started, over NCCL; `options` must name a device. Collective.
+ */
+REGATTA_API int regatta_transport_nccl(const char* options, regatta_transport** transport);
 REGATTA_API int regatta_transport_rank(const regatta_transport* transport, int* rank);
 REGATTA_API int regatta_transport_world_size(const regatta_transport* transport, int* world_size);
-/* How bytes travel: "direct", "shared memory", "messages". Valid for the transport's life. */
+/* How bytes travel: "direct", "shared memory", "messages", ... Valid for the transport's life. */
 REGATTA_API int regatta_transport_data_path(const regatta_transport* transport, const char** text);
 /* Tells all ranks that this one gives up: their waits end with ABORTED and `reason`. From any thread. */
 REGATTA_API int regatta_transport_abort(regatta_transport* transport, const char* reason);
@@ -133,18 +143,23 @@ REGATTA_API int regatta_engine_set_grad_dtype(regatta_engine* engine, int param,
 /* Rows of the logical matrices stacked in it (fused QKV, gate and up, experts): each is normalised by itself. `count`
  * numbers that add up to the rows of the tensor. */
 REGATTA_API int regatta_engine_set_block_rows(regatta_engine* engine, int param, const int64_t* rows, int count);
+/* clang-format off */
 /* An option by name, its value as text (defaults in brackets):
- *   mode                        zero1: whole or tp-cut parameters, state sharded over dp (default); zero2: also
- * gradients are freed when reduced; sharded: parameters and gradients are cut over dp by the trainer cut where a rank's
- * share of a bucket may end: element, [row], matrix bucket_bytes                least bytes that travel together
- * [26214400] micro_batches               add_grad calls per parameter and step [1] accumulation                of
- * micro-batches: [sum], or tree: the same bits however ranks share a global batch clip                        global
- * gradient norm; 0 is off [0] non_finite                  [skip] such steps together, or stop with NON_FINITE
+ *   mode                        [zero1]: whole or tp-cut parameters, state sharded over dp; zero2: gradients are also
+ *                               freed when reduced; sharded: parameters and gradients are cut over dp by the trainer
+ *   cut                         where a rank's share of a bucket may end: element, [row], matrix
+ *   bucket_bytes                least bytes that travel together [26214400]
+ *   micro_batches               add_grad calls per parameter and step [1]
+ *   accumulation                of micro-batches: [sum], or tree: the same bits however ranks share a global batch
+ *   clip                        global gradient norm; 0 is off [0]
+ *   non_finite                  [skip] such steps together, or stop with NON_FINITE
  *   loss_scale                  factor the gradients carry [1]
  *   loss_scale_growth_interval  steps until it doubles; 0 keeps it [0]
  *   loss_scale_smallest         it is halved when a step was skipped, not below this [1]
  *   momentum_dtype              [f32] or bf16
- *   threads                     of this rank's sweeps [1] */
+ *   threads                     of this rank's sweeps [1]
+ *   device_graph                on a device, with one rank: a step is captured into a CUDA graph; on or [off] */
+/* clang-format on */
 REGATTA_API int regatta_engine_set_option(regatta_engine* engine, const char* name, const char* value);
 /* Collective. Plans, compares the plan with the other ranks, allocates. Afterwards nothing can be added. */
 REGATTA_API int regatta_engine_build(regatta_engine* engine);
@@ -166,6 +181,11 @@ typedef struct regatta_part {
 
 REGATTA_API int regatta_engine_param_block_count(regatta_engine* engine, int param, int* count);
 REGATTA_API int regatta_engine_param_block(regatta_engine* engine, int param, int block, regatta_part* part);
+
+/* On a device: the CUDA stream (a cudaStream_t) that the trainer's values and gradients are on, from now on; at first
+ * the default stream. What add_grad reads comes after what is on it then; what step has changed is there for whatever
+ * follows on it. Without a device it does nothing. */
+REGATTA_API int regatta_engine_use_stream(regatta_engine* engine, void* stream);
 
 /* Collective. Takes the values now in memory as the model's. Replicas must hold equal values; a difference is refused
  * by the parameter's name. Before the first step, and again after writing other values. */
@@ -233,6 +253,7 @@ typedef struct regatta_state_part {
   int64_t rows, columns;
 } regatta_state_part;
 
+/* On a device, `data` of the parts is a copy on the host, as of the latest call of this. */
 REGATTA_API int regatta_engine_state_count(regatta_engine* engine, int* count);
 REGATTA_API int regatta_engine_state_part(regatta_engine* engine, int index, regatta_state_part* part,
                                           size_t part_bytes);

@@ -6,6 +6,7 @@
 #include "runtime/c/text.h"
 #include "runtime/transport/factory.h"
 #include "runtime/transport/local/local_transport.h"
+#include "runtime/transport/nccl/nccl_transport.h"
 #include "sharding/mesh.h"
 
 namespace regatta::c_api {
@@ -26,8 +27,21 @@ TransportOptions transport_options(const char* text, const char* function) {
       options.deadline = std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
     } else if (name == "shared_memory") {
       options.shared_memory = choice_of(name, value, std::array{std::pair{"on", true}, std::pair{"off", false}});
+    } else if (name == "device") {
+      options.device = open_device(value, local_rank_of_job() % std::max(1, cuda_device_count()));
+    } else if (name == "device_messages") {
+      using DeviceMessages = TransportOptions::DeviceMessages;
+      options.device_messages =
+          choice_of(name, value,
+                    std::array{std::pair{"auto", DeviceMessages::automatic},
+                               std::pair{"always", DeviceMessages::always}, std::pair{"never", DeviceMessages::never}});
+    } else if (name == "reduction") {
+      using Reduction = TransportOptions::Reduction;
+      options.reduction =
+          choice_of(name, value, std::array{std::pair{"tree", Reduction::tree}, std::pair{"sum", Reduction::sum}});
     } else {
-      refuse(std::string(function) + ": there is no option '" + name + "'; expected deadline_seconds or shared_memory");
+      refuse(std::string(function) + ": there is no option '" + name +
+             "'; expected one of deadline_seconds, shared_memory, device, device_messages, reduction");
     }
   }
   return options;
@@ -75,6 +89,13 @@ int regatta_transport_mpi(const char* options, regatta_transport** transport) {
   return guarded([&] {
     require(transport, "regatta_transport_mpi", "transport", "where to write the handle");
     *transport = hand_out(make_transport("mpi", transport_options(options, "regatta_transport_mpi")));
+  });
+}
+
+int regatta_transport_nccl(const char* options, regatta_transport** transport) {
+  return guarded([&] {
+    require(transport, "regatta_transport_nccl", "transport", "where to write the handle");
+    *transport = hand_out(make_transport("nccl", transport_options(options, "regatta_transport_nccl")));
   });
 }
 

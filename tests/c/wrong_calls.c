@@ -42,6 +42,12 @@ static void transports(void) {
   REFUSED(regatta_transport_local(1, "deadline_seconds=soon", &t), "option deadline_seconds is 'soon'");
   REFUSED(regatta_transport_local(1, "deadline_seconds=nan", &t), "option deadline_seconds is 'nan'");
   REFUSED(regatta_transport_local(1, "shared_memory=maybe", &t), "expected one of on, off");
+  REFUSED(regatta_transport_local(1, "device=gpu", &t), "device is 'gpu'; expected cpu, cuda or cuda:N");
+  CHECK(regatta_transport_local(1, "device=cuda:4711", &t) == REGATTA_DEVICE); /* no build, machine or rack has it */
+  REFUSED(regatta_transport_local(1, "device_messages=maybe", &t), "expected one of auto, always, never");
+  REFUSED(regatta_transport_local(1, "reduction=any", &t), "expected one of tree, sum");
+  CHECK(regatta_transport_nccl(NULL, &t) == REGATTA_INVALID_ARGUMENT);
+  CHECK(t == NULL);
   REFUSED(regatta_transport_mpi(NULL, NULL), "transport is NULL");
   CHECK(regatta_transport_from_mpi_fortran(12345, NULL, &t) == REGATTA_INVALID_ARGUMENT);
   CHECK(t == NULL);
@@ -126,6 +132,8 @@ static void setting_up(regatta_transport* t) {
   REFUSED(regatta_engine_set_option(e, NULL, "1"), "name is NULL");
   REFUSED(regatta_engine_set_option(e, "clip", NULL), "value is NULL");
   REFUSED(regatta_engine_set_option(e, "colour", "red"), "there is no option 'colour'; expected one of mode, cut");
+  REFUSED(regatta_engine_set_option(e, "device_graph", "maybe"), "expected one of on, off");
+  REFUSED(regatta_engine_use_stream(e, NULL), "the engine is not built yet");
   REFUSED(regatta_engine_set_option(e, "mode", "zero3"),
           "option mode is 'zero3'; expected one of zero1, zero2, sharded");
   REFUSED(regatta_engine_set_option(e, "cut", ""), "option cut is ''; expected one of element, row, matrix");
