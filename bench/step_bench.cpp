@@ -1,5 +1,8 @@
 // Times whole optimizer steps of the engine on made-up gradients: from gradients on every rank to updated parameters on
 // every rank. Prints one JSON object on rank 0; bench/against_torch.py puts it beside torch's optimizers.
+//
+//     step_bench [--rule NAME] [--precision bf16|fp32] [--layers N | --matrix ROWSxCOLS] [--rounds N] [--threads N]
+//                [--transport NAME]
 
 #include <algorithm>
 #include <chrono>
@@ -45,9 +48,16 @@ int main(int argc, char** argv) {
   const std::unique_ptr<Transport> transport = make_transport(transport_name, {});
   EngineOptions options;
   options.threads = threads;
-  const std::vector<Param> params = decoder_matrices(layers);
-  Engine engine(params, {{rule, make_rule(rule, {}), 1}}, sharding::Mesh({{"dp", transport->world_size()}}), *transport,
-                options);
+  const std::string matrix = flag("--matrix", ""), precision = flag("--precision", "");
+  std::vector<Param> params = decoder_matrices(layers);
+  if (!matrix.empty()) {
+    const std::int64_t rows = std::stoll(matrix), cols = std::stoll(matrix.substr(matrix.find('x') + 1));
+    params = {{"matrix", {rows, cols}, DType::f32, {}, {}, {}, 0}};
+  }
+  std::vector<std::pair<std::string, std::string>> settings;
+  if (!precision.empty()) settings.emplace_back("precision", precision);
+  Engine engine(params, {{rule, make_rule(rule, settings), 1}}, sharding::Mesh({{"dp", transport->world_size()}}),
+                *transport, options);
   engine.publish_params();
 
   std::vector<std::vector<float>> grads;
@@ -74,7 +84,7 @@ int main(int argc, char** argv) {
     return values[values.size() / 2];
   };
   if (transport->rank() == 0)
-    std::printf("%s\n", nlohmann::json{{"rule", rule},
+    std::printf("%s\n", nlohmann::json{{"rule", precision.empty() ? rule : rule + " " + precision},
                                        {"ranks", transport->world_size()},
                                        {"threads", threads},
                                        {"elements", elements},
