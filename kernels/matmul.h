@@ -10,20 +10,22 @@ namespace regatta::kernels {
 
 /// c (rows x cols) = alpha op(a) op(b) + beta c, where op(a) is rows x inner and op(b) inner x cols. `*_stride` counts
 /// elements from one stored row to the next. beta 0: c is not read.
+template <class Number>
 struct MatmulArgs {
   std::int64_t rows = 0, cols = 0, inner = 0;
-  const float* a = nullptr;
+  const Number* a = nullptr;
   std::int64_t a_stride = 0;
   bool a_transposed = false;
-  const float* b = nullptr;
+  const Number* b = nullptr;
   std::int64_t b_stride = 0;
   bool b_transposed = false;
-  float* c = nullptr;
+  Number* c = nullptr;
   std::int64_t c_stride = 0;
-  float alpha = 1, beta = 0;
+  Number alpha = 1, beta = 0;
 };
 
-void matmul(const MatmulArgs&);
+void matmul(const MatmulArgs<float>&);
+void matmul(const MatmulArgs<double>&);
 bool has_matmul();
 /// "OpenBLAS 0.3.21 ...", or how to get one.
 std::string matmul_name();

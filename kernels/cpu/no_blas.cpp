@@ -6,7 +6,12 @@
 
 namespace regatta::kernels {
 
-void matmul(const MatmulArgs&) { throw std::logic_error("matmul was called in a build without a BLAS"); }
+namespace {
+[[noreturn]] void no_blas() { throw std::logic_error("matmul was called in a build without a BLAS"); }
+}  // namespace
+
+void matmul(const MatmulArgs<float>&) { no_blas(); }
+void matmul(const MatmulArgs<double>&) { no_blas(); }
 bool has_matmul() { return false; }
 std::string matmul_name() { return "install libopenblas-openmp-dev and configure again"; }
 

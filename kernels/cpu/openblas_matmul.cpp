@@ -31,17 +31,20 @@ class OneThread {
   int before_;
 };
 
-}  // namespace
-
-void matmul(const MatmulArgs& args) {
+template <class Number, class Gemm>
+void multiply(const MatmulArgs<Number>& args, const Gemm& gemm) {
   if (args.rows == 0 || args.cols == 0) return;
   const OneThread one;
   const auto size = [](std::int64_t value) { return static_cast<blasint>(value); };
-  cblas_sgemm(CblasRowMajor, args.a_transposed ? CblasTrans : CblasNoTrans,
-              args.b_transposed ? CblasTrans : CblasNoTrans, size(args.rows), size(args.cols), size(args.inner),
-              args.alpha, args.a, size(args.a_stride), args.b, size(args.b_stride), args.beta, args.c,
-              size(args.c_stride));
+  gemm(CblasRowMajor, args.a_transposed ? CblasTrans : CblasNoTrans, args.b_transposed ? CblasTrans : CblasNoTrans,
+       size(args.rows), size(args.cols), size(args.inner), args.alpha, args.a, size(args.a_stride), args.b,
+       size(args.b_stride), args.beta, args.c, size(args.c_stride));
 }
+
+}  // namespace
+
+void matmul(const MatmulArgs<float>& args) { multiply(args, cblas_sgemm); }
+void matmul(const MatmulArgs<double>& args) { multiply(args, cblas_dgemm); }
 
 bool has_matmul() { return true; }
 std::string matmul_name() { return openblas_get_config(); }

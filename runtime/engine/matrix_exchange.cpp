@@ -167,7 +167,7 @@ void MatrixExchange::size_buffers(const sharding::Plan& plan, MatrixScratch& scr
     const MatrixShape shape = plan.params()[owned.share->param].blocks[owned.share->block];
     sums(owned.work->view, shape.rows, shape.cols);
     grow_values(scratch.values, shape.numel());
-    grow_values(scratch.scratch, rules_[owned.share->param]->scratch(shape));
+    grow(scratch.scratch, rules_[owned.share->param]->scratch(shape));
     grow_values(scratch.row_factors, shape.rows);
     grow_values(scratch.column_factors, shape.cols);
   }
@@ -330,7 +330,7 @@ std::int64_t matrix_exchange_bytes(const sharding::Plan& plan, int rank, std::sp
   }
   const int turns = std::min(matrix_waves_under_way, plan.wave_count());
   return turns * std::accumulate(std::begin(staged), std::end(staged), std::int64_t{0}) + kept +
-         (values + scratch) * size_of(DType::f32);
+         values * size_of(DType::f32) + scratch;
 }
 
 }  // namespace regatta

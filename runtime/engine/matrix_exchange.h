@@ -4,6 +4,7 @@
 // along. Knows plans, views and line sums, no rule's name. Driven by the engine's thread; allocates nothing after
 // construction.
 
+#include <cstddef>
 #include <span>
 #include <vector>
 
@@ -23,7 +24,8 @@ struct MatrixStaging {
 
 /// What the owner works in, one matrix at a time.
 struct MatrixScratch {
-  std::vector<float> values, scratch, row_factors, column_factors;
+  std::vector<float> values, row_factors, column_factors;
+  std::vector<std::byte> scratch;
   std::vector<kernels::LineSum> row_sums, column_sums;
   std::vector<kernels::WholeSum> block_sums;
 };

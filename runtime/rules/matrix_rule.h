@@ -68,7 +68,7 @@ class MatrixRule : public Rule {
   DType payload_dtype() const override { return common_.fp32 ? DType::f32 : DType::bf16; }
   void direct(const RunTensors&, MatrixShape block, const StepInfo&, DType momentum_dtype, void* direction,
               const Riders&, ThreadPool&) const override;
-  std::int64_t scratch(MatrixShape block) const override { return newton_schulz_scratch(block); }
+  std::int64_t scratch(MatrixShape block) const override { return newton_schulz_scratch(common_.iteration, block); }
   /// Orthogonalises, counts the direction's norm as a line of the health figures, then calls finish().
   void solve(WholeMatrix&, const StepInfo&, ThreadPool&, kernels::SweepHealth&) const override;
   /// w <- fl(w decay) - fl(s o), s = scale * row factor * column factor in fp64, rounded once. Those of the factors

@@ -9,9 +9,14 @@
 // "polar_express" lists of NVIDIA-NeMo/Emerging-Optimizers (the latter arXiv 2505.16932 with a safety division of
 // 1.01).
 //
+// Two precisions: bf16, where every product is rounded to bf16 as on hardware that computes so; and fp32, where what
+// comes in and goes out is fp32 and all between is fp64: five steps would amplify the rounding of fp32 products by two
+// orders.
+//
 // Products are cut into pieces of a fixed size, each computed on one thread, so the bits depend on the BLAS and the
 // machine but not on the number of threads.
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -26,17 +31,17 @@ struct NewtonSchulz {
   enum class Guard : std::uint8_t { add, clamp };  ///< of the norm, with eps
   Coefficients coefficients = Coefficients::classic;
   int steps = 5;
-  bool bf16 = true;  ///< every product is rounded to bf16, as on hardware that computes so; otherwise fp32
+  bool bf16 = true;  ///< otherwise fp32
   Guard guard = Guard::add;
   double eps = 1e-7;
 };
 
-/// Floats of scratch memory for a matrix of this shape.
-std::int64_t newton_schulz_scratch(MatrixShape);
+/// Bytes of scratch memory for a matrix of this shape.
+std::int64_t newton_schulz_scratch(const NewtonSchulz&, MatrixShape);
 
-/// In place on a row-major matrix; `scratch` as above. With bf16 the values come in and go out as bf16 numbers.
-/// Returns norm_F of what came in. Requires kernels::has_matmul().
-double newton_schulz(const NewtonSchulz&, MatrixShape, float* x, std::span<float> scratch, ThreadPool&);
+/// In place on a row-major matrix; `scratch` as above, aligned for doubles. With bf16 the values come in and go out as
+/// bf16 numbers. Returns norm_F of what came in. Requires kernels::has_matmul().
+double newton_schulz(const NewtonSchulz&, MatrixShape, float* x, std::span<std::byte> scratch, ThreadPool&);
 
 /// fp32 numbers rounded to the nearest bf16 ones, ties to even; NaN stays NaN.
 void round_to_bf16(float* values, std::int64_t count);

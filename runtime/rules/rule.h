@@ -21,6 +21,7 @@
 //     then, on every rank, with its run of the factor: update, or observe ... apply as for lines when the view has
 //     passes
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -83,7 +84,7 @@ struct WholeMatrix {
   std::span<float* const> state;  ///< those that are not StateExtent::elements, in the order of Rule::state
   std::span<float> row_factors, column_factors;  ///< to fill
   double number = 0;                             ///< to fill
-  std::span<float> scratch;                      ///< Rule::scratch() of them
+  std::span<std::byte> scratch;                  ///< Rule::scratch() of them, aligned for doubles
 };
 
 struct StepInfo {
@@ -113,7 +114,7 @@ class Rule {
   /// Writes the run's direction as payload_dtype, and adds to the riders the view speaks of.
   virtual void direct(const RunTensors&, MatrixShape /*block*/, const StepInfo&, DType /*momentum_dtype*/,
                       void* /*direction*/, const Riders&, ThreadPool&) const {}
-  virtual std::int64_t scratch(MatrixShape) const { return 0; }
+  virtual std::int64_t scratch(MatrixShape) const { return 0; }  ///< bytes of WholeMatrix::scratch
   virtual void solve(WholeMatrix&, const StepInfo&, ThreadPool&, kernels::SweepHealth&) const {}
 
   // Lines view, and passes of a matrix view after its solve().

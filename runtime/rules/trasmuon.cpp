@@ -75,7 +75,9 @@ class TrasmuonRule final : public MatrixRule {
             {"energy_reference", DType::f32, StateExtent::block},
             {"damped", DType::f32, StateExtent::columns}};  // 1 - c_j, so that it starts at zero
   }
-  std::int64_t scratch(MatrixShape block) const override { return std::max(MatrixRule::scratch(block), block.cols); }
+  std::int64_t scratch(MatrixShape block) const override {
+    return std::max(MatrixRule::scratch(block), block.cols * static_cast<std::int64_t>(sizeof(float)));
+  }
 
  protected:
   sharding::View::Traffic traffic() const override {
@@ -109,7 +111,7 @@ class TrasmuonRule final : public MatrixRule {
   }
   void damp_columns(WholeMatrix& matrix, const StepInfo& info) const {
     const auto energy = [&](std::int64_t j) { return kernels::value(matrix.column_sums[j]); };
-    const std::span<float> energies = matrix.scratch.subspan(0, matrix.shape.cols);
+    const std::span energies(reinterpret_cast<float*>(matrix.scratch.data()), matrix.shape.cols);
     for (std::int64_t j = 0; j < matrix.shape.cols; ++j) energies[j] = static_cast<float>(energy(j));
     const double middle = median(energies);
     float& reference = *matrix.state[1];

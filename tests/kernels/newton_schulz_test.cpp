@@ -66,7 +66,7 @@ std::vector<float> random_matrix(MatrixShape shape, int seed) {
 std::vector<float> orthogonalised(const NewtonSchulz& settings, MatrixShape shape, std::vector<float> values,
                                   int threads = 1) {
   ThreadPool pool(threads);
-  std::vector<float> scratch(newton_schulz_scratch(shape));
+  std::vector<std::byte> scratch(newton_schulz_scratch(settings, shape));
   newton_schulz(settings, shape, values.data(), scratch, pool);
   return values;
 }
@@ -89,11 +89,12 @@ class NewtonSchulzTest : public ::testing::Test {
 // Shapes of one panel and of several, one row and one column.
 const MatrixShape shapes[] = {{20, 33}, {33, 20}, {16, 16}, {1, 40}, {40, 1}, {70, 300}, {300, 70}, {270, 280}};
 
+// In fp32 it is that of values up to 1.2 rounded once.
 TEST_F(NewtonSchulzTest, IsTheIterationInDoublePrecision) {
   for (const MatrixShape& shape : shapes) {
     const std::vector<float> d = random_matrix(shape, 1);
     const Matrix expected = reference(d, shape, 5);
-    EXPECT_LT(worst(orthogonalised({.bf16 = false}, shape, d), expected), 2e-5) << shape.rows << " x " << shape.cols;
+    EXPECT_LT(worst(orthogonalised({.bf16 = false}, shape, d), expected), 1e-7) << shape.rows << " x " << shape.cols;
     EXPECT_LT(worst(orthogonalised({.bf16 = true}, shape, d), expected), 0.03) << shape.rows << " x " << shape.cols;
   }
 }
