@@ -152,6 +152,43 @@ TEST(Attachment, RanksSeeTheSumOfTheirGradients) {
   EXPECT_TRUE(weights[0].equal(Toy().hidden->weight));
 }
 
+// Gradients that are the same numbers on both, so that the weights must be the same bits.
+TEST(Attachment, AModuleOnACudaDeviceStepsAsOnTheCpu) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "this LibTorch has no CUDA";
+  std::shared_ptr<Device> device;
+  try {
+    device = open_device("cuda");
+  } catch (const Error& error) {
+    GTEST_SKIP() << error.what();
+  }
+  std::vector<std::vector<torch::Tensor>> weights;
+  for (const bool on_device : {false, true}) {
+    testing::run_ranks(1, [&](Transport& transport) {
+      Toy toy;
+      if (on_device) toy.to(torch::kCUDA);
+      const std::vector<ModuleParam> params = module_params(toy);
+      EngineOptions options;
+      if (on_device) options.device = device;
+      Engine engine(describe(params), groups("reg"), sharding::Mesh(), transport, options);
+      EngineAttachment attachment(params, engine);
+      attachment.use_current_stream();
+      for (int step = 0; step < 3; ++step) {
+        torch::Tensor loss = torch::zeros({}, toy.unused.options());
+        for (const ModuleParam& param : params) {
+          const torch::Tensor pattern = torch::arange(param.tensor.numel()).to(torch::kFloat).sub(3 + step).mul(0.125);
+          loss = loss + (param.tensor * pattern.view(param.tensor.sizes()).to(param.tensor.device())).sum();
+        }
+        loss.backward();
+        engine.step(0.1);
+      }
+      std::vector<torch::Tensor>& all = weights.emplace_back();
+      for (const ModuleParam& param : params) all.push_back(param.tensor.detach().cpu().clone());
+    });
+  }
+  ASSERT_EQ(weights.size(), 2u);
+  for (std::size_t i = 0; i < weights[0].size(); ++i) EXPECT_TRUE(weights[0][i].equal(weights[1][i])) << i;
+}
+
 TEST(Attachment, AnErrorOfTheEngineComesOutOfBackward) {
   testing::run_ranks(1, [](Transport& transport) {
     Toy toy;
