@@ -78,7 +78,10 @@ if(REGATTA_HAS_CUDA)
   list(APPEND REGATTA_FIND_DEPENDENCIES "find_dependency(CUDAToolkit)\n")
 endif()
 if(REGATTA_HAS_NCCL)
-  list(APPEND REGATTA_FIND_DEPENDENCIES "find_dependency(RegattaNccl)\n")
+  # Where this build had it, unless the user of the package has said otherwise.
+  get_filename_component(nccl_dir ${REGATTA_NCCL_INCLUDE_DIR} DIRECTORY)
+  list(APPEND REGATTA_FIND_DEPENDENCIES "if(NOT REGATTA_NCCL_DIR)\n  set(REGATTA_NCCL_DIR ${nccl_dir})\nendif()\n"
+                                        "find_dependency(RegattaNccl)\n")
   list(APPEND modules ${PROJECT_SOURCE_DIR}/cmake/FindRegattaNccl.cmake)
 endif()
 if(TARGET regatta_torch)

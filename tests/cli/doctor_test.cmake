@@ -1,4 +1,5 @@
-# `regatta doctor --json` prints one JSON document in which every transport that was built has passed its self-test.
+# `regatta doctor --json` prints one JSON document in which every transport that was built, but for the one of GPUs, has passed
+# its self-test.
 cmake_minimum_required(VERSION 3.25)
 execute_process(COMMAND ${PROGRAM} doctor --json --deadline 50 RESULT_VARIABLE code OUTPUT_VARIABLE out ERROR_VARIABLE err)
 if(NOT code EQUAL 0)
@@ -14,6 +15,10 @@ math(EXPR last "${count} - 1")
 foreach(i RANGE ${last})
   string(JSON transport GET "${out}" self_tests ${i} transport)
   string(JSON passed GET "${out}" self_tests ${i} passed)
+  string(JSON ran GET "${out}" self_tests ${i} ran)
+  if(transport STREQUAL "nccl" AND NOT ran)
+    continue()  # it needs GPUs
+  endif()
   if(NOT passed)
     message(FATAL_ERROR "the self-test of ${transport} did not pass: ${out}")
   endif()
