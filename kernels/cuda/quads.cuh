@@ -217,11 +217,11 @@ REGATTA_DEVICE void update_weights(DType param_dtype, float decay, const float* 
 }
 
 /// The line factors of a quad that starts in column `col` of row `row`, wrapping over rows of `cols`; a column below
-/// zero belongs to elements that are not there.
+/// zero belongs to elements that are not there, and a quad with none may lie beyond the last row.
 REGATTA_DEVICE void load_factors(const LineFactors& pass, const Quad& quad, std::int32_t row, std::int32_t col,
                                  std::int32_t cols, float* factors) {
   assume_global(pass.factor);
-  if (col >= 0 && col + 3 * quad.stride < cols && pass.line == Line::row) {
+  if (quad.mask != 0 && col >= 0 && col + 3 * quad.stride < cols && pass.line == Line::row) {
     const float factor = pass.factor[row];
     factors[0] = factors[1] = factors[2] = factors[3] = factor;
     return;
