@@ -1,8 +1,11 @@
-// Times REG's and AdamW's sweeps on a CUDA device over the matrices of a decoder, all in a few launches, beside a copy
-// on the device in the same run, and whole engine steps over the same shapes. Prints one JSON object; bench/gpu puts it
-// beside torch's optimizers.
+// Times REG's and AdamW's sweeps on a CUDA device over the matrices of a decoder, all in a few launches, in turns with
+// a copy on the device, and whole engine steps over the same shapes. Prints one JSON object; bench/gpu puts it beside
+// torch's optimizers.
 //
 //   gpu_step --model 1b | 7b | wide | tall | ROWSxCOLS [--layers N] [--rounds 11] [--no-engine 1]
+//   gpu_step --model exchange [--rounds 11]      what split columns cost two ranks, by their number
+
+#include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <chrono>
@@ -11,7 +14,9 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <future>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -20,6 +25,7 @@
 #include "runtime/device/device.h"
 #include "runtime/engine/engine.h"
 #include "runtime/transport/factory.h"
+#include "runtime/transport/local/local_transport.h"
 
 namespace {
 
@@ -50,9 +56,44 @@ std::vector<Matrix> model_of(const std::string& name, int layers) {
   Matrix one{0, 0};
   if (std::sscanf(name.c_str(), "%" SCNd64 "x%" SCNd64, &one.rows, &one.cols) == 2 && one.rows > 0 && one.cols > 0)
     return {one};
-  std::fprintf(stderr, "gpu_step: --model is '%s'; expected 1b, 7b, wide, tall or ROWSxCOLS\n", name.c_str());
+  std::fprintf(stderr, "gpu_step: --model is '%s'; expected 1b, 7b, wide, tall, exchange or ROWSxCOLS\n", name.c_str());
   std::exit(2);
 }
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+/// Times what is put on the default stream, by the device's own clock.
+class DeviceClock {
+ public:
+  DeviceClock() {
+    check(cudaEventCreate(&start_));
+    check(cudaEventCreate(&stop_));
+  }
+  ~DeviceClock() {
+    cudaEventDestroy(start_);
+    cudaEventDestroy(stop_);
+  }
+  DeviceClock(const DeviceClock&) = delete;
+  DeviceClock& operator=(const DeviceClock&) = delete;
+  double seconds(const std::function<void()>& body) {
+    check(cudaEventRecord(start_, nullptr));
+    body();
+    check(cudaEventRecord(stop_, nullptr));
+    check(cudaEventSynchronize(stop_));
+    float ms = 0;
+    check(cudaEventElapsedTime(&ms, start_, stop_));
+    return ms * 1e-3;
+  }
+
+ private:
+  static void check(cudaError_t error) {
+    if (error != cudaSuccess) throw std::runtime_error(std::string("an event: ") + cudaGetErrorString(error));
+  }
+  cudaEvent_t start_ = nullptr, stop_ = nullptr;
+};
 
 class Bench {
  public:
@@ -64,31 +105,43 @@ class Bench {
       elements_ += m.numel();
     }
     for (Buffer* buffer : {&grad_, &momentum_, &moment2_, &weight_}) *buffer = Buffer(numel_ * 4, &device);
+    scratch_ = Buffer(copy_bytes(), &device);
     fill();
   }
 
   std::int64_t elements() const { return elements_; }
 
-  /// Bytes per second of a copy on the device, bytes read and written.
-  double copy_rate() {
-    const std::int64_t bytes = std::min<std::int64_t>(numel_ * 4, std::int64_t{2} << 30);
-    return 2.0 * static_cast<double>(bytes) /
-           seconds([&] { device_.copy(momentum_.data(), grad_.data(), bytes, nullptr); });
-  }
-
-  struct Result {
-    double seconds = 0, bytes = 0;
+  /// Seconds of each, one per round.
+  struct Times {
+    std::vector<double> copy, reg, adamw;
   };
-  Result reg() {
+  /// All three in turns, so that whatever the device does in the meantime falls on all of them alike. Each is the mean
+  /// of some repetitions; two rounds warm up.
+  Times measure() {
+    constexpr int repetitions = 5;
     make_reg();
-    const double time = seconds([&] { run(reg_); });
-    return {time, reg_bytes_};
-  }
-  Result adamw() {
     make_adamw();
-    const double time = seconds([&] { run(adamw_); });
-    return {time, 28.0 * static_cast<double>(elements_)};
+    DeviceClock clock;
+    const auto time = [&](const std::function<void()>& body) {
+      return clock.seconds([&] {
+        for (int i = 0; i < repetitions; ++i) body();
+      }) / repetitions;
+    };
+    Times times;
+    for (int round = -2; round < rounds_; ++round) {
+      const double copy = time([&] { device_.copy(scratch_.data(), grad_.data(), copy_bytes(), nullptr); });
+      const double reg = time([&] { run(reg_); });
+      const double adamw = time([&] { run(adamw_); });
+      if (round < 0) continue;
+      times.copy.push_back(copy);
+      times.reg.push_back(reg);
+      times.adamw.push_back(adamw);
+    }
+    return times;
   }
+  std::int64_t copy_bytes() const { return std::min<std::int64_t>(numel_ * 4, std::int64_t{2} << 30); }
+  double reg_bytes() const { return reg_bytes_; }
+  double adamw_bytes() const { return 28.0 * static_cast<double>(elements_); }
 
  private:
   const cuda::LaunchTable& kernels() const { return device_.kernels(); }
@@ -109,22 +162,6 @@ class Bench {
 
   void run(const Launches& launches) {
     for (const auto& launch : launches) device_.check_launch(launch(), "a sweep");
-  }
-
-  // The median over rounds of the mean of some repetitions; what comes before has warmed up.
-  double seconds(const std::function<void()>& body) {
-    constexpr int repetitions = 5;
-    std::vector<double> times;
-    for (int round = -1; round < rounds_; ++round) {
-      device_.synchronize(nullptr);
-      const auto start = std::chrono::steady_clock::now();
-      for (int i = 0; i < repetitions; ++i) body();
-      device_.synchronize(nullptr);
-      if (round >= 0)
-        times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / repetitions);
-    }
-    std::sort(times.begin(), times.end());
-    return times[times.size() / 2];
   }
 
   cuda::RegSegment segment(std::size_t i) {
@@ -255,7 +292,7 @@ class Bench {
   cuda::DeviceLimits limits_;
   std::vector<std::int64_t> begins_;
   std::int64_t numel_ = 0, elements_ = 0;
-  Buffer grad_, momentum_, moment2_, weight_;
+  Buffer grad_, momentum_, moment2_, weight_, scratch_;
   Launches reg_, adamw_;
   double reg_bytes_ = 0;
 };
@@ -293,9 +330,59 @@ std::pair<double, double> engine_seconds(const std::shared_ptr<Device>& device, 
     adding.push_back(added);
     stepping.push_back(since(start));
   }
-  std::sort(adding.begin(), adding.end());
-  std::sort(stepping.begin(), stepping.end());
-  return {adding[adding.size() / 2], stepping[stepping.size() / 2]};
+  return {median(adding), median(stepping)};
+}
+
+// One matrix cut by rows over two ranks, threads that share the device and exchange through the host: half of it each.
+nlohmann::json shared_step(const std::shared_ptr<Device>& device, const Matrix& matrix, int rounds) {
+  TransportOptions limits;
+  limits.deadline = std::chrono::seconds(30);
+  auto transports = make_local_transports(2, limits);
+  nlohmann::json entry;
+  const auto rank = [&](int r) {
+    const std::unique_ptr<Transport> transport = std::move(transports[r]);
+    EngineOptions options;
+    options.mode = Mode::sharded;
+    options.device = device;
+    Param param{"matrix", {matrix.rows, matrix.cols}};
+    param.placement = sharding::Placement::parse("dp:0");
+    Engine engine({param}, {{"reg", make_rule("reg", {}), 1}}, sharding::Mesh::parse("dp=2"), *transport, options);
+    engine.publish_params();
+    const std::int64_t bytes = engine.param(0).numel * 4;
+    Buffer grad(bytes, device.get());
+    const std::vector<float> ones(static_cast<std::size_t>(engine.param(0).numel), 1e-3F);
+    device->copy(grad.data(), ones.data(), bytes, nullptr);
+    device->synchronize(nullptr);
+    std::vector<double> steps, waits;
+    StepReport report;
+    for (int round = -2; round < rounds; ++round) {
+      engine.add_grad(0, grad.data(), DType::f32);
+      device->synchronize(nullptr);
+      transport->barrier("round");
+      report = engine.step(1e-6);
+      if (round < 0) continue;
+      steps.push_back(report.times.step_seconds * 1e3);
+      waits.push_back(report.times.wait_exchange_seconds * 1e3);
+    }
+    if (r == 0)
+      entry = {{"rows", matrix.rows},
+               {"cols", matrix.cols},
+               {"exchange_bytes", report.bytes.exchange},
+               {"step_ms", median(steps)},
+               {"wait_exchange_ms", median(waits)}};
+  };
+  auto other = std::async(std::launch::async, rank, 1);
+  rank(0);
+  other.get();
+  return entry;
+}
+
+// The same number of elements each time: rows that no rank shares, then more and more columns that both do.
+nlohmann::json exchange(const std::shared_ptr<Device>& device, int rounds) {
+  nlohmann::json steps = nlohmann::json::array();
+  for (const Matrix& m : {Matrix{8192, 16384}, Matrix{524288, 256}, Matrix{131072, 1024}, Matrix{32768, 4096}})
+    steps.push_back(shared_step(device, m, rounds));
+  return steps;
 }
 
 }  // namespace
@@ -309,24 +396,35 @@ int main(int argc, char** argv) {
   const std::string model = flag("--model", "1b");
   const int rounds = std::max(1, std::atoi(flag("--rounds", "11")));
   try {
-    const std::vector<Matrix> matrices = model_of(model, std::atoi(flag("--layers", "0")));
     const std::shared_ptr<Device> device = open_device("cuda");
+    if (model == "exchange") {
+      std::printf("%s\n",
+                  nlohmann::json{{"device", device->name()}, {"steps", exchange(device, rounds)}}.dump(2).c_str());
+      return 0;
+    }
+    const std::vector<Matrix> matrices = model_of(model, std::atoi(flag("--layers", "0")));
     nlohmann::json out;
     {
       Bench bench(*device, matrices, rounds);
-      const double copy_before = bench.copy_rate();
-      const Bench::Result reg = bench.reg(), adamw = bench.adamw();
-      const double copy = std::max(copy_before, bench.copy_rate());
-      const auto entry = [&](const Bench::Result& r) {
-        return nlohmann::json{{"ms", r.seconds * 1e3},
-                              {"gb_per_s", r.bytes / r.seconds * 1e-9},
-                              {"bytes_per_element", r.bytes / static_cast<double>(bench.elements())},
-                              {"of_copy", r.bytes / r.seconds / copy}};
+      const Bench::Times times = bench.measure();
+      const double copy = 2.0 * static_cast<double>(bench.copy_bytes()) / median(times.copy);
+      const auto entry = [&](const std::vector<double>& seconds, double bytes) {
+        const double middle = median(seconds);
+        const auto [least, most] = std::minmax_element(seconds.begin(), seconds.end());
+        return nlohmann::json{{"ms", middle * 1e3},
+                              {"least_ms", *least * 1e3},
+                              {"most_ms", *most * 1e3},
+                              {"gb_per_s", bytes / middle * 1e-9},
+                              {"bytes_per_element", bytes / static_cast<double>(bench.elements())},
+                              {"of_copy", bytes / middle / copy}};
       };
-      out = {{"device", device->name()},     {"model", model},
-             {"matrices", matrices.size()},  {"elements", bench.elements()},
-             {"copy_gb_per_s", copy * 1e-9}, {"reg", entry(reg)},
-             {"adamw", entry(adamw)}};
+      out = {{"device", device->name()},
+             {"model", model},
+             {"matrices", matrices.size()},
+             {"elements", bench.elements()},
+             {"copy_gb_per_s", copy * 1e-9},
+             {"reg", entry(times.reg, bench.reg_bytes())},
+             {"adamw", entry(times.adamw, bench.adamw_bytes())}};
     }
     if (std::strcmp(flag("--no-engine", "0"), "0") == 0)
       for (const char* rule : {"reg", "adamw"}) {

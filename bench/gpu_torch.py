@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""torch.optim.AdamW(fused=True) and torch.optim.Muon on the matrices of bench/gpu_step.cpp, beside a copy on the device in the
-same run. Prints one JSON object.
+"""torch.optim.AdamW(fused=True) and torch.optim.Muon on the matrices of bench/gpu_step.cpp, in turns with a copy on the device, by
+the device's own clock. Prints one JSON object.
 
 usage: python3 bench/gpu_torch.py --model 1b|7b|wide|tall [--rounds 11]
 """
 import argparse
 import json
 import statistics
-import time
 
 import torch
 
@@ -24,17 +23,20 @@ MODELS = {
 }
 
 
-def seconds(action, rounds, repetitions=5):
-    times = []
-    for round_index in range(-1, rounds):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(repetitions):
-            action()
-        torch.cuda.synchronize()
-        if round_index >= 0:
-            times.append((time.perf_counter() - start) / repetitions)
-    return statistics.median(times)
+def seconds(actions, rounds, repetitions):
+    """The median over rounds of each action's mean time; all in turns, two rounds warm up."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    times = [[] for _ in actions]
+    for round_index in range(-2, rounds):
+        for action, kept in zip(actions, times):
+            start.record()
+            for _ in range(repetitions):
+                action()
+            stop.record()
+            stop.synchronize()
+            if round_index >= 0:
+                kept.append(start.elapsed_time(stop) * 1e-3 / repetitions)
+    return [statistics.median(kept) for kept in times]
 
 
 def parameters(shapes):
@@ -56,17 +58,16 @@ def main():
 
     size = min(elements, 1 << 29)
     source, target = torch.randn(size, device="cuda"), torch.empty(size, device="cuda")
-    result["copy_gb_per_s"] = 8 * size / seconds(lambda: target.copy_(source), args.rounds) * 1e-9
-    del source, target
-
     params = parameters(shapes)
     adamw = torch.optim.AdamW(params, lr=1e-6, fused=True)
-    time_of = seconds(adamw.step, args.rounds)
-    result["adamw_fused"] = {"ms": time_of * 1e3, "gb_per_s": 28 * elements / time_of * 1e-9}
+    copy, fused = seconds([lambda: target.copy_(source), adamw.step], args.rounds, repetitions=5)
+    result["copy_gb_per_s"] = 8 * size / copy * 1e-9
+    result["adamw_fused"] = {"ms": fused * 1e3, "gb_per_s": 28 * elements / fused * 1e-9}
+    del source, target
     del adamw
     if hasattr(torch.optim, "Muon"):
         muon = torch.optim.Muon(params, lr=1e-6)
-        result["muon"] = {"ms": seconds(muon.step, max(3, args.rounds // 4), repetitions=1) * 1e3}
+        result["muon"] = {"ms": seconds([muon.step], max(3, args.rounds // 4), repetitions=1)[0] * 1e3}
     else:
         result["muon"] = None
     print(json.dumps(result, indent=2))

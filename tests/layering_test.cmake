@@ -30,7 +30,7 @@ set(layers
 set(third_party
     "mpi\\.h=runtime/transport/mpi/|runtime/c/|tests/|bench/|examples/"
     "nccl\\.h=runtime/transport/nccl/|tests/"
-    "cuda.*=runtime/device/|kernels/cuda/|runtime/transport/nccl/|tests/"
+    "cuda.*=runtime/device/|kernels/cuda/|runtime/transport/nccl/|tests/|bench/"
     "(torch|ATen|c10)/.*=runtime/torch/|cli/finetune|tests/|bench/|examples/"
     "(grpc|grpcpp|regatta/v1)/.*=runtime/control/|cli/ctl|tests/"
     "prometheus/.*=runtime/telemetry/|tests/"
