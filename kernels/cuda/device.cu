@@ -23,7 +23,8 @@ int device_limits(DeviceLimits& limits) {
   ask(minor, cudaDevAttrComputeCapabilityMinor);
   ask(shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   ask(processors, cudaDevAttrMultiProcessorCount);
-  // 8 blocks is what every device with clusters takes; some take 16.
+  // 8 blocks is what every whole device with clusters takes; a slice of one may take fewer, and its launches then say
+  // so.
   if (error == cudaSuccess) limits = {10 * major + minor, major >= 9 ? 8 : 1, shared, processors};
   return error;
 }

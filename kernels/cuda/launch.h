@@ -11,10 +11,14 @@ template <class Args>
 int launch(void (*kernel)(Args), const Args& args, std::int64_t blocks, int threads, StreamHandle stream,
            int cluster = 1, std::int64_t shared_bytes = 0) {
   if (blocks == 0) return 0;
+  const auto answer = [](cudaError_t error) {
+    if (error != cudaSuccess) cudaGetLastError();  // the next to ask is not to hear of this one
+    return error;
+  };
   if (shared_bytes > 0) {
     const cudaError_t set =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (set != cudaSuccess) return set;
+    if (set != cudaSuccess) return answer(set);
   }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
@@ -27,7 +31,7 @@ int launch(void (*kernel)(Args), const Args& args, std::int64_t blocks, int thre
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   config.attrs = &attribute;
   config.numAttrs = cluster > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, args);
+  return answer(cudaLaunchKernelEx(&config, kernel, args));
 }
 
 /// body.operator()<Types>() with the dtypes known at compile time for the usual three, at run time for all others.

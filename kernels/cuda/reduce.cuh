@@ -98,16 +98,32 @@ REGATTA_KERNEL(block_threads, 2) reduce_tree_kernel(ReduceTree args) {
   phase.add(DType::f32, out);
   WholeSum sum;
   std::int64_t non_finite = 0;
-  // The quad after next could be asked for here as well; four pieces in flight are what it has.
-  for_each_quad<1>(
-      count, phase.value, [](int, const Quad&) {},
-      [&](int, const Quad& quad) {
-        float values[4];
-        tree_quad(args.dtype, segment.pieces, pieces, tile.first, quad, values);
-        if (out != nullptr) store_quad(DType::f32, out, quad, values);
-        if (args.tile_figures != nullptr) non_finite += add_squares<4>(sum, values);
-      },
-      [] {});
+  const auto take = [&](const Quad& quad, const float* values) {
+    if (out != nullptr) store_quad(DType::f32, out, quad, values);
+    if (args.tile_figures != nullptr) non_finite += add_squares<4>(sum, values);
+  };
+  if (pieces == 1) {  // nobody else has any: only figures, or a cast
+    const void* piece = advance(args.dtype, segment.pieces[0], tile.first);
+    RawQuad raws[flat_quads];
+    for_each_quad<flat_quads>(
+        count, phase.value, [&](int k, const Quad& quad) { raws[k] = load_raw(args.dtype, piece, quad); },
+        [&](int k, const Quad& quad) {
+          float values[4];
+          decode(args.dtype, raws[k], values);
+          take(quad, values);
+        },
+        [] {});
+  } else {
+    // The quad after next could be asked for here as well; four pieces in flight are what it has.
+    for_each_quad<1>(
+        count, phase.value, [](int, const Quad&) {},
+        [&](int, const Quad& quad) {
+          float values[4];
+          tree_quad(args.dtype, segment.pieces, pieces, tile.first, quad, values);
+          take(quad, values);
+        },
+        [] {});
+  }
   if (args.tile_figures != nullptr) write_figures(shared, sum, non_finite, args.tile_figures + blockIdx.x);
 }
 
