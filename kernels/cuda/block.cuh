@@ -28,15 +28,30 @@ __device__ inline void block_sync() { __syncthreads(); }
 __device__ inline void assume_global(const void* p) { __builtin_assume(__isGlobal(p)); }
 __device__ inline void shared_max(std::int32_t* at, std::int32_t value) { atomicMax(at, value); }
 __device__ inline void shared_max(std::uint32_t* at, std::uint32_t value) { atomicMax(at, value); }
+/// Shared memory adds 32 bits by itself, 64 bits only in a loop of compare-and-swap. Every carry is seen by one thread.
 __device__ inline void shared_add(std::int64_t* at, std::int64_t value) {
-  atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value));
+  auto* const halves = reinterpret_cast<std::uint32_t*>(at);
+  const auto low = static_cast<std::uint32_t>(value), high = static_cast<std::uint32_t>(value >> 32);
+  const std::uint32_t before = atomicAdd(halves, low);
+  atomicAdd(halves + 1, high + (before + low < low ? 1U : 0U));
 }
 
 #if __CUDA_ARCH__ >= 900
 __device__ inline int cluster_size() { return static_cast<int>(__clusterSizeInBlocks()); }
 __device__ inline int cluster_rank() { return static_cast<int>(__clusterRelativeBlockRank()); }
+/// Peers then see what warp 0 sees in shared memory. The other warps have nothing to publish; without that they would
+/// wait for their stores to the device's memory to arrive.
 __device__ inline void cluster_sync() {
-  __cluster_barrier_arrive();
+  if (threadIdx.x < warp_lanes) {
+    __cluster_barrier_arrive();
+  } else {
+    __cluster_barrier_arrive_relaxed();
+  }
+  __cluster_barrier_wait();
+}
+/// For the end: nobody's shared memory goes before all have used what they read of it.
+__device__ inline void cluster_leave() {
+  __cluster_barrier_arrive_relaxed();
   __cluster_barrier_wait();
 }
 template <class T>
@@ -47,6 +62,7 @@ __device__ inline const T* of_peer(const T* shared, int rank) {
 __device__ inline int cluster_size() { return 1; }
 __device__ inline int cluster_rank() { return 0; }
 __device__ inline void cluster_sync() { __syncthreads(); }
+__device__ inline void cluster_leave() {}
 template <class T>
 __device__ inline const T* of_peer(const T* shared, int) {
   return shared;
@@ -59,18 +75,22 @@ __device__ inline const T* of_peer(const T* shared, int) {
 
 namespace regatta::kernels::cuda {
 
-/// All lanes get the sum of their group of `lanes` lanes that differ in the bits from `lowest` up.
+/// All lanes get the sum of their group of `lanes` lanes that differ in the bits from `lowest` up; sums of which nobody
+/// asks the largest need not have it.
+template <bool with_largest = true>
 REGATTA_DEVICE ThreadSum merge_lanes(ThreadSum sum, int lowest = 1) {
   std::int32_t bin = sum.bin;
   std::uint32_t largest = sum.largest;
   for (int mask = warp_lanes / 2; mask >= lowest; mask /= 2) {
     const std::int32_t other_bin = lane_xor(bin, mask);
-    const std::uint32_t other_largest = lane_xor(largest, mask);
     bin = other_bin > bin ? other_bin : bin;
-    largest = other_largest > largest ? other_largest : largest;
+    if constexpr (with_largest) {
+      const std::uint32_t other_largest = lane_xor(largest, mask);
+      largest = other_largest > largest ? other_largest : largest;
+    }
   }
   raise_to(sum, bin);
-  sum.largest = largest;
+  sum.largest = with_largest ? largest : 0;
   for (int mask = warp_lanes / 2; mask >= lowest; mask /= 2) {
     sum.hi += lane_xor(sum.hi, mask);
     sum.lo += lane_xor(sum.lo, mask);
@@ -129,9 +149,11 @@ struct SharedHealth {
   double update[warps], weight[warps];
 };
 
-/// Thread 0 gets the block's sums; every thread calls. `lines` are the line figures of thread 0.
-template <int warps>
-REGATTA_DEVICE void write_health(SharedHealth<warps>& shared, ThreadHealth mine, SweepHealth lines, SweepHealth* to) {
+/// Thread 0 writes the block's sums and what add_lines(health) adds; every thread calls. What threads put into shared
+/// memory before, add_lines() finds there.
+template <int warps, class AddLines>
+REGATTA_DEVICE void write_health(SharedHealth<warps>& shared, ThreadHealth mine, SweepHealth* to,
+                                 const AddLines& add_lines) {
   mine.flush();
   const double update = sum_lanes(mine.update_total), weight = sum_lanes(mine.weight_total);
   const int thread = static_cast<int>(threadIdx.x);
@@ -141,11 +163,13 @@ REGATTA_DEVICE void write_health(SharedHealth<warps>& shared, ThreadHealth mine,
   }
   block_sync();
   if (thread != 0) return;
+  SweepHealth all;
   for (int w = 0; w < warps; ++w) {
-    lines.update_squares = add_rn(lines.update_squares, shared.update[w]);
-    lines.weight_squares = add_rn(lines.weight_squares, shared.weight[w]);
+    all.update_squares = add_rn(all.update_squares, shared.update[w]);
+    all.weight_squares = add_rn(all.weight_squares, shared.weight[w]);
   }
-  *to = lines;
+  add_lines(all);
+  *to = all;
 }
 
 /// count_line() of kernels.h.

@@ -8,7 +8,7 @@ namespace regatta::kernels::cuda {
 
 /// `mine` are a thread's sums of four columns, index_of(j) their places in the strip; threads that `speak` add theirs.
 /// Every thread calls; when it returns the sums are complete.
-template <int most, class IndexOf>
+template <bool with_largest, int most, class IndexOf>
 REGATTA_DEVICE void merge_columns(SharedSums<most>& sums, int columns, ThreadSum* mine, const IndexOf& index_of,
                                   bool speak) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -19,7 +19,7 @@ REGATTA_DEVICE void merge_columns(SharedSums<most>& sums, int columns, ThreadSum
     for (int j = 0; j < 4; ++j) {
       if (mine[j].bin == empty_bin) continue;
       shared_max(&sums.bin[index_of(j)], mine[j].bin);
-      shared_max(&sums.largest[index_of(j)], mine[j].largest);
+      if constexpr (with_largest) shared_max(&sums.largest[index_of(j)], mine[j].largest);
     }
   }
   block_sync();

@@ -71,7 +71,7 @@ apply_kernel(RegLaunch args) {
                        health);
       },
       [&] { health.flush(); });
-  write_health(shared_health, health, SweepHealth(), args.tile_health + blockIdx.x);
+  write_health(shared_health, health, args.tile_health + blockIdx.x, [](SweepHealth&) {});
 }
 
 template <class Types>
@@ -131,7 +131,7 @@ adamw_kernel(Adamw args) {
         if (types.param != DType::f32) store_quad(types.param, param, quad, w);
       },
       [&] { health.flush(); });
-  write_health(shared_health, health, SweepHealth(), args.tile_health + blockIdx.x);
+  write_health(shared_health, health, args.tile_health + blockIdx.x, [](SweepHealth&) {});
 }
 
 }  // namespace regatta::kernels::cuda

@@ -41,11 +41,14 @@ inline constexpr int widest_strip = 32, narrowest_strip = 16;
 inline constexpr int strip_quads = 4;
 /// Rows of a strip that a block takes at a time.
 REGATTA_HOST_DEVICE constexpr std::int32_t strip_rows(int strip) { return 4 * strip_threads / strip; }
-/// Shared memory of a block that holds 1 / `cluster` of the rows of a strip, and what the kernel needs besides.
+/// Shared memory of a block that holds 1 / `cluster` of the rows of a strip, the last of which (up to strip_quads of
+/// each thread) stay in registers.
 constexpr std::int64_t strip_bytes(std::int64_t rows, int cluster, int strip, DType momentum) {
-  const std::int64_t share = (rows + cluster - 1) / cluster;
-  return (share + strip_rows(strip) - 1) / strip_rows(strip) * strip_threads * 4 * size_of(momentum);
+  const std::int64_t share = (rows + cluster - 1) / cluster,
+                     quads = (share + strip_rows(strip) - 1) / strip_rows(strip);
+  return quads == 0 ? 0 : (quads - 1) / strip_quads * strip_quads * strip_threads * 4 * size_of(momentum);
 }
+/// What the kernel needs besides.
 inline constexpr std::int64_t strip_static_bytes = 2048;
 
 }  // namespace regatta::kernels::cuda

@@ -151,7 +151,7 @@ observe_columns_kernel(ObserveKernelArgs args) {
 
   const auto index_of = [&](int j) { return neighbours ? 4 * lane + j : lane + warp_lanes * j; };
   const auto write = [&](ThreadSum* mine, int statistic) {
-    merge_columns(sums, observe_strip, mine, index_of, true);
+    merge_columns<true>(sums, observe_strip, mine, index_of, true);
     const std::int64_t col = tile.first + thread;
     if (thread < observe_strip && col < run.cols)
       segment.partials[(statistic * segment.parts + tile.part) * segment.lines + col] = to_line(get_sum(sums, thread));

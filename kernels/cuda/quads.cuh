@@ -12,10 +12,12 @@ namespace regatta::kernels::cuda {
 /// The dtypes of a launch, known to the compiler or not.
 template <DType G, DType M, DType P>
 struct FixedTypes {
+  static constexpr bool known = true;
   static constexpr DType grad = G, momentum = M, param = P;
   REGATTA_HOST_DEVICE explicit FixedTypes(Dtypes) {}
 };
 struct AnyTypes {
+  static constexpr bool known = false;
   DType grad, momentum, param;
   REGATTA_HOST_DEVICE explicit AnyTypes(Dtypes d) : grad(d.grad), momentum(d.momentum), param(d.param) {}
 };
@@ -71,12 +73,24 @@ REGATTA_DEVICE Quad make_quad(std::int32_t base, bool neighbours, int lane, int 
   return quad;
 }
 
+/// Four neighbours that are all there or none: what a Quad is where all tensors of a line start on a boundary and the
+/// line's length is a multiple of four. Spares the masks.
+struct WholeQuad {
+  static constexpr std::int32_t stride = 1;
+  std::int32_t first;
+  bool there;
+  REGATTA_DEVICE std::int32_t at(int j) const { return first + j; }
+  REGATTA_DEVICE bool has(int) const { return there; }
+  REGATTA_DEVICE bool whole() const { return there; }
+};
+
 /// Elements as they lie in memory; two to a word if they are of 16 bits.
 struct RawQuad {
   std::uint32_t word[4];
 };
 
-REGATTA_DEVICE RawQuad load_raw(DType dtype, const void* from, const Quad& quad) {
+template <class AQuad>
+REGATTA_DEVICE RawQuad load_raw(DType dtype, const void* from, const AQuad& quad) {
   assume_global(from);
   RawQuad raw;
   REGATTA_UNROLL
@@ -129,7 +143,8 @@ REGATTA_DEVICE RawQuad encode(DType dtype, const float* values) {
   return raw;
 }
 
-REGATTA_DEVICE void store_raw(DType dtype, void* to, const Quad& quad, const RawQuad& raw) {
+template <class AQuad>
+REGATTA_DEVICE void store_raw(DType dtype, void* to, const AQuad& quad, const RawQuad& raw) {
   assume_global(to);
   if (dtype == DType::f32) {
     float* p = static_cast<float*>(to) + quad.first;
@@ -152,7 +167,8 @@ REGATTA_DEVICE void store_raw(DType dtype, void* to, const Quad& quad, const Raw
   }
 }
 
-REGATTA_DEVICE void store_quad(DType dtype, void* to, const Quad& quad, const float* values) {
+template <class AQuad>
+REGATTA_DEVICE void store_quad(DType dtype, void* to, const AQuad& quad, const float* values) {
   store_raw(dtype, to, quad, encode(dtype, values));
 }
 
@@ -184,8 +200,9 @@ struct Tensors {
 
 /// Updates the momentum of a quad whose gradient and momentum were loaded; leaves the values as they read back, zero
 /// where there is no element.
+template <class AQuad>
 REGATTA_DEVICE void update_momentum(DType grad_dtype, DType momentum_dtype, const RegScalars& scalars,
-                                    const RawQuad& grad, const RawQuad& momentum, const Quad& quad, void* to,
+                                    const RawQuad& grad, const RawQuad& momentum, const AQuad& quad, void* to,
                                     float* values) {
   float g[4];
   decode(grad_dtype, grad, g);
@@ -202,8 +219,9 @@ REGATTA_DEVICE void update_momentum(DType grad_dtype, DType momentum_dtype, cons
 }
 
 /// Writes the weights of a quad. `weights` as loaded.
+template <class AQuad>
 REGATTA_DEVICE void update_weights(DType param_dtype, float decay, const float* steps, const float* values,
-                                   const RawQuad& weights, const Quad& quad, float* weight, void* param,
+                                   const RawQuad& weights, const AQuad& quad, float* weight, void* param,
                                    ThreadHealth& health) {
   float updated[4];
   REGATTA_UNROLL

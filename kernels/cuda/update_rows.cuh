@@ -7,7 +7,7 @@
 namespace regatta::kernels::cuda {
 
 /// The elements [begin, end) of a row that a group of warps with `capacity` places takes, as chunks of 128. They count
-/// from where the row's pointers point;
+/// from where the row's pointers point.
 struct RowChunks {
   std::int32_t base = 0;
   std::int32_t begin, end;
@@ -21,13 +21,19 @@ struct RowChunks {
     return make_quad(base + chunk * (4 * warp_lanes), neighbours, static_cast<int>(threadIdx.x) % warp_lanes,
                      warp_lanes, begin, end);
   }
+  /// The same where begin, base and end % 4 are zero.
+  REGATTA_DEVICE WholeQuad whole_quad(std::int32_t chunk) const {
+    const std::int32_t first = 4 * (chunk * warp_lanes + static_cast<int>(threadIdx.x) % warp_lanes);
+    return {first, first < end};
+  }
 };
 
 template <class Types>
-REGATTA_KERNEL(block_threads, 2)
+REGATTA_KERNEL(block_threads, Types::known ? 3 : 2)
 update_rows_kernel(RegLaunch args) {
   REGATTA_SHARED(SharedSums<block_warps>, sums);
   REGATTA_SHARED(SharedSums<1>, block_sum);
+  REGATTA_SHARED(double[block_warps], norms);
   REGATTA_SHARED(SharedHealth<block_warps>, shared_health);
   const Types types(args.dtypes);
   const int cluster = cluster_size(), rank = cluster_rank();
@@ -43,63 +49,71 @@ update_rows_kernel(RegLaunch args) {
   const Tensors tensors(types, segment, begin, true, true);
   const RowChunks chunks(there ? static_cast<std::int32_t>(cols) : 0, tensors.phase,
                          static_cast<std::int32_t>(warp_row) * warps * cluster);
-  const auto quad_of = [&](int k) { return chunks.quad((k * cluster + rank) * warps + (warp - first_warp)); };
+  // A warp's chunks are neighbours, at constant distances; warps take turns among the blocks, for rows that fill them
+  // in part.
+  const int first_chunk = ((warp - first_warp) * cluster + rank) * row_quads;
 
-  float values[row_quads][4];
-  RawQuad weights[row_quads];
-  {
-    RawQuad grads[row_quads], momenta[row_quads];
-    REGATTA_UNROLL
-    for (int k = 0; k < row_quads; ++k) {
-      const Quad quad = quad_of(k);
-      grads[k] = load_raw(types.grad, tensors.grad, quad);
-      momenta[k] = load_raw(types.momentum, tensors.momentum, quad);
+  const auto sweep = [&](const auto& quad_of) {
+    // Odd lines have no registers left for that.
+    constexpr bool early = std::is_same_v<decltype(quad_of(0)), WholeQuad>;
+    float values[row_quads][4];
+    RawQuad weights[row_quads];
+    {
+      RawQuad grads[row_quads], momenta[row_quads];
+      REGATTA_UNROLL
+      for (int k = 0; k < row_quads; ++k) {
+        const auto quad = quad_of(k);
+        grads[k] = load_raw(types.grad, tensors.grad, quad);
+        momenta[k] = load_raw(types.momentum, tensors.momentum, quad);
+      }
+      REGATTA_UNROLL
+      for (int k = 0; k < row_quads; ++k)
+        update_momentum(types.grad, types.momentum, scalars, grads[k], momenta[k], quad_of(k), tensors.momentum,
+                        values[k]);
     }
+    // Asked for before the sum, so that memory has work while the block waits for itself.
+    const auto load_weights = [&] {
+      REGATTA_UNROLL
+      for (int k = 0; k < row_quads; ++k) weights[k] = load_raw(DType::f32, tensors.weight, quad_of(k));
+    };
+    if constexpr (early) load_weights();
+    ThreadSum sum;
+    add_values<Term::square, 4 * row_quads>(sum, values[0]);
+    sum = merge_lanes<false>(sum);
+    if (thread % warp_lanes == 0) put_sum(sums, warp, sum);
+    block_sync();
+    sum = get_sum(sums, first_warp);
+    for (int w = 1; w < warps; ++w) merge_into(sum, get_sum(sums, first_warp + w));
+    if (cluster > 1) {
+      if (thread == 0) put_sum(block_sum, 0, sum);
+      cluster_sync();
+      sum = ThreadSum();
+      for (int r = 0; r < cluster; ++r) merge_into(sum, get_sum(*of_peer(&block_sum, r), 0));
+    }
+
+    const double norm = norm_two(sum);
+    const float step = line_step(line_inverse(norm, scalars.eps), mul_rn(scalars.lr_rho, segment.root));
+    const float steps[4] = {step, step, step, step};
+    if constexpr (!early) load_weights();
+    ThreadHealth health;
     REGATTA_UNROLL
     for (int k = 0; k < row_quads; ++k)
-      update_momentum(types.grad, types.momentum, scalars, grads[k], momenta[k], quad_of(k), tensors.momentum,
-                      values[k]);
-  }
-  // Asked for before the sum, so that memory has work while the block waits for itself.
-  REGATTA_UNROLL
-  for (int k = 0; k < row_quads; ++k) weights[k] = load_raw(DType::f32, tensors.weight, quad_of(k));
-  ThreadSum sum;
-  add_values<Term::square, 4 * row_quads>(sum, values[0]);
-  sum = merge_lanes(sum);
-  if (thread % warp_lanes == 0) put_sum(sums, warp, sum);
-  block_sync();
-  sum = get_sum(sums, first_warp);
-  for (int w = 1; w < warps; ++w) merge_into(sum, get_sum(sums, first_warp + w));
-  if (cluster > 1) {
-    if (thread == 0) put_sum(block_sum, 0, sum);
-    cluster_sync();
-    sum = ThreadSum();
-    for (int r = 0; r < cluster; ++r) merge_into(sum, get_sum(*of_peer(&block_sum, r), 0));
-  }
+      update_weights(types.param, scalars.decay, steps, values[k], weights[k], quad_of(k), tensors.weight,
+                     tensors.param, health);
 
-  const double norm = norm_two(sum);
-  const float step = line_step(line_inverse(norm, scalars.eps), mul_rn(scalars.lr_rho, segment.root));
-  const float steps[4] = {step, step, step, step};
-  ThreadHealth health;
-  REGATTA_UNROLL
-  for (int k = 0; k < row_quads; ++k)
-    update_weights(types.param, scalars.decay, steps, values[k], weights[k], quad_of(k), tensors.weight, tensors.param,
-                   health);
-
-  SweepHealth lines;
-  if (thread == 0 && rank == 0 && scalars.skip == 0) {
-    for (int w = 0; w < block_warps; w += warps) {
-      if ((tile.first + w / warps) * cols >= numel) continue;
-      ThreadSum row = sum;
-      if (cluster == 1) {
-        row = get_sum(sums, w);
-        for (int k = 1; k < warps; ++k) merge_into(row, get_sum(sums, w + k));
-      }
-      count_norm(lines, norm_two(row), scalars.eps);
-    }
+    if (thread % (warps * warp_lanes) == 0) norms[warp] = norm;
+    write_health(shared_health, health, args.tile_health + blockIdx.x, [&](SweepHealth& lines) {
+      if (rank != 0 || scalars.skip != 0) return;
+      for (int w = 0; w < block_warps; w += warps)
+        if ((tile.first + w / warps) * cols < numel) count_norm(lines, norms[w], scalars.eps);
+    });
+  };
+  if (tensors.phase == 0 && cols % 4 == 0) {  // of one row, then of all rows of the run
+    sweep([&](int k) { return chunks.whole_quad(first_chunk + k); });
+  } else {
+    sweep([&](int k) { return chunks.quad(first_chunk + k); });
   }
-  write_health(shared_health, health, lines, args.tile_health + blockIdx.x);
-  if (cluster > 1) cluster_sync();  // nobody's sum goes before all have read it
+  if (cluster > 1) cluster_leave();
 }
 
 /// Rows that fit no cluster: the block sweeps its row twice, and finds most of the momentum in the second-level cache.
@@ -135,7 +149,7 @@ update_long_rows_kernel(RegLaunch args) {
                       tensors.momentum, values[k]);
     add_values<Term::square, 4 * row_quads>(sum, values[0]);
   }
-  sum = merge_lanes(sum);
+  sum = merge_lanes<false>(sum);
   if (thread % warp_lanes == 0) put_sum(sums, warp, sum);
   block_sync();
   sum = get_sum(sums, 0);
@@ -163,9 +177,9 @@ update_long_rows_kernel(RegLaunch args) {
     }
     health.flush();
   }
-  SweepHealth lines;
-  if (thread == 0 && scalars.skip == 0) count_norm(lines, norm, scalars.eps);
-  write_health(shared_health, health, lines, args.tile_health + blockIdx.x);
+  write_health(shared_health, health, args.tile_health + blockIdx.x, [&](SweepHealth& lines) {
+    if (scalars.skip == 0) count_norm(lines, norm, scalars.eps);
+  });
 }
 
 }  // namespace regatta::kernels::cuda

@@ -93,6 +93,7 @@ T lane_xor(T value, int mask) {
 inline void assume_global(const void*) {}
 inline void block_sync() { emulated::wait_for_block(); }
 inline void cluster_sync() { emulated::wait_for_cluster(); }
+inline void cluster_leave() { emulated::wait_for_cluster(); }
 inline int cluster_size() { return emulated::where.cluster; }
 inline int cluster_rank() { return emulated::where.rank_in_cluster; }
 template <class T>

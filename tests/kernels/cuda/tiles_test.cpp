@@ -96,6 +96,9 @@ TEST(CudaTiles, StripsOfColumnsFitTheirMemory) {
   EXPECT_FALSE(cuda::fits_update_columns(whole(151936, 4096), DType::f32, with_clusters));
   EXPECT_FALSE(cuda::fits_update_columns(whole(11008, 4096), DType::f32, without));
   EXPECT_FALSE(cuda::fits_update_columns({100, 10, 10, 1000}, DType::f32, with_clusters));
+  // 128 bytes of each row at a time.
+  const std::vector<MatrixRun> tall = {whole(16384, 4096)};
+  EXPECT_EQ(cuda::update_columns_tiles(tall, DType::f32, with_clusters)[0].strip, 32);
   const std::vector<MatrixRun> runs = {whole(11008, 100), whole(28672, 33), whole(100, 32)};
   std::vector<std::int64_t> columns(runs.size());
   for (const cuda::ColumnTiles& launch : cuda::update_columns_tiles(runs, DType::f32, with_clusters)) {

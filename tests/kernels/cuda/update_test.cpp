@@ -173,9 +173,9 @@ TEST_F(CudaKernels, UpdateColumnsByClusters) {
   cuda::DeviceLimits limits = machine_->limits();
   if (limits.largest_cluster < 8) GTEST_SKIP() << "this device has no clusters of 8 blocks";
   // Little shared memory, so that few rows ask for a cluster or a narrow strip.
-  limits.shared_bytes = 2048 + 2 * 512 * 16;
+  limits.shared_bytes = 2048 + 4 * 512 * 16;
   for (const cuda::Dtypes& d : {dtype_cases[0], dtype_cases[4]}) {
-    const std::int64_t per_block = d.momentum == DType::f32 ? 128 : 256;
+    const std::int64_t per_block = d.momentum == DType::f32 ? 512 : 768;
     std::vector<RegRun> runs;
     for (const std::int64_t rows : {per_block * 2 - 5, per_block * 7 + 1, per_block * 8 + 1, per_block * 16}) {
       runs.emplace_back(random_, whole(rows, 40), d, 0);
