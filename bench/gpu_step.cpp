@@ -299,7 +299,7 @@ class Bench {
 
 // Seconds of add_grad over all parameters and of step(), medians.
 std::pair<double, double> engine_seconds(const std::shared_ptr<Device>& device, const std::vector<Matrix>& matrices,
-                                         const std::string& rule, int rounds) {
+                                         const std::string& rule, bool graph, int rounds) {
   const std::unique_ptr<Transport> transport = make_transport("local");
   std::vector<Param> params;
   std::int64_t largest = 0;
@@ -309,6 +309,7 @@ std::pair<double, double> engine_seconds(const std::shared_ptr<Device>& device, 
   }
   EngineOptions options;
   options.device = device;
+  options.device_graph = graph;
   Engine engine(params, {{rule, make_rule(rule, {}), 1}}, sharding::Mesh(), *transport, options);
   engine.publish_params();
   Buffer grad(largest * 4, device.get());
@@ -427,10 +428,11 @@ int main(int argc, char** argv) {
              {"adamw", entry(times.adamw, bench.adamw_bytes())}};
     }
     if (std::strcmp(flag("--no-engine", "0"), "0") == 0)
-      for (const char* rule : {"reg", "adamw"}) {
-        const auto [adding, stepping] = engine_seconds(device, matrices, rule, rounds);
-        out["engine"][rule] = {{"add_grad_ms", adding * 1e3}, {"step_ms", stepping * 1e3}};
-      }
+      for (const std::string rule : {"reg", "adamw"})
+        for (const bool graph : {false, true}) {
+          const auto [adding, stepping] = engine_seconds(device, matrices, rule, graph, rounds);
+          out["engine"][rule + (graph ? ", graph" : "")] = {{"add_grad_ms", adding * 1e3}, {"step_ms", stepping * 1e3}};
+        }
     std::printf("%s\n", out.dump(2).c_str());
   } catch (const std::exception& error) {
     std::fprintf(stderr, "gpu_step: %s\n", error.what());

@@ -54,7 +54,7 @@ for model in models:
         goals.append(("REG over torch's fused AdamW on 1b, 1.25", over_fused, 1.25))
         if over_muon:
             goals.append(("REG over torch's Muon on 1b, 10", over_muon, 10))
-print("\nWhole engine steps (one rank): gradients copied in, figures, vote, sweep, health.\n")
+print("\nWhole engine steps (one rank): gradients copied in, figures, vote, sweep, health; launched one by one or as a CUDA graph.\n")
 print("| model | rule | add_grad ms | step ms |")
 print("|---|---|---|---|")
 for model in models:
