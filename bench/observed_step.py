@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """What watching costs a job: the median step time of `regatta finetune` under each load over that of the quiet windows before and after it,
 in one run. Loads: 100 scrapes a second; 1,000 idle connections to the control port; a reader of WatchSteps that stands still; 100 calls a
-second with a wrong token or a message of 1 MiB (needs the Python package grpcio; left out with a word otherwise). Also counts the job's open files and memory before the loads and after them.
+second with a wrong token or a message of 1 MiB (needs the Python package grpcio; left out with a word otherwise). Also
+counts the job's open files and memory before the loads and after them, and the processor time that the job's other threads take.
 
-usage: observed_step.py REGATTA WORK_DIR [--seconds 6] [--rounds 7] [--json FILE]
+usage: observed_step.py REGATTA WORK_DIR [--seconds 6] [--rounds 7] [--loads scrapes,connections,reader,refused] [--json FILE]
 """
 import argparse
 import http.client
@@ -27,6 +28,7 @@ arguments.add_argument("regatta")
 arguments.add_argument("work")
 arguments.add_argument("--seconds", type=float, default=6, help="of one window")
 arguments.add_argument("--rounds", type=int, default=7, help="windows of each load, each between two quiet ones")
+arguments.add_argument("--loads", default="scrapes,connections,reader,refused", help="which, separated by commas")
 arguments.add_argument("--json", help="write the figures here too")
 options = arguments.parse_args()
 
@@ -76,6 +78,21 @@ class Job:
 
     def open_files(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def thread_ticks(self):
+        ticks = {}
+        for task in os.listdir(f"/proc/{self.process.pid}/task"):
+            try:
+                fields = open(f"/proc/{self.process.pid}/task/{task}/stat").read().rsplit(")", 1)[1].split()
+            except FileNotFoundError:  # it has ended
+                continue
+            ticks[task] = int(fields[11]) + int(fields[12])
+        return ticks
+
+    def other_threads_seconds(self):
+        """Processor time so far of all threads but the busiest, which is the one that trains."""
+        ticks = self.thread_ticks().values()
+        return (sum(ticks) - max(ticks)) / os.sysconf("SC_CLK_TCK")
 
     def resident_mib(self):
         status = open(f"/proc/{self.process.pid}/status").read()
@@ -171,7 +188,7 @@ def main():
     shutil.rmtree(options.work, ignore_errors=True)
     os.makedirs(options.work)
     job = Job()
-    ratios, counts = {}, {}
+    ratios, counts, shares = {}, {}, {}
     quiet_times = []
 
     def window():
@@ -183,10 +200,10 @@ def main():
         return statistics.median(times)
 
     try:
-        loads = [Scrapes, Connections, SlowReader]
-        if grpc:
-            loads.append(Strangers)
-        else:
+        known = {"scrapes": Scrapes, "connections": Connections, "reader": SlowReader, "refused": Strangers}
+        loads = [known[name] for name in options.loads.split(",")]
+        if Strangers in loads and not grpc:
+            loads.remove(Strangers)
             print("left out: refused calls; the Python package grpcio is not installed")
         for load in loads:  # once, so that what grows only once is not counted as a leak
             load(job).stop()
@@ -196,7 +213,9 @@ def main():
         for round_number in range(options.rounds):
             for load in loads:
                 running = load(job)
+                started, busy = time.monotonic(), job.other_threads_seconds()
                 loaded = window()
+                shares.setdefault(load.name, []).append((job.other_threads_seconds() - busy) / (time.monotonic() - started))
                 counts[load.name] = counts.get(load.name, 0) + running.stop()
                 after = window()
                 ratios.setdefault(load.name, []).append(loaded / ((before + after) / 2))
@@ -208,6 +227,7 @@ def main():
             "median_step_ms_quiet": 1e3 * statistics.median(quiet_times),
             "ratio_of_medians": {name: statistics.median(each) for name, each in ratios.items()},
             "all_ratios": ratios,
+            "cores_taken_by_other_threads": {name: statistics.mean(each) for name, each in shares.items()},
             "count": counts,
             "open_files": [files, job.open_files()],
             "resident_mib": [memory, job.resident_mib()],

@@ -2,12 +2,6 @@
 
 namespace regatta {
 
-SymmetricBuffer StagedArrays::allocate_shared(Transport& group, std::int64_t bytes) {
-  memory_.push_back(HostArrays::allocate_shared(group, bytes));
-  pins_.emplace_back(device_, memory_.back().data(), memory_.back().bytes());
-  return memory_.back();
-}
-
 DeviceSide::DeviceSide(std::shared_ptr<Device> device, const sharding::Plan& plan, int rank, Transport& world,
                        const Transport& dp_group, bool graph)
     : device_(std::move(device)),

@@ -11,20 +11,9 @@
 #include "runtime/engine/device_sweep.h"
 #include "runtime/engine/device_vote.h"
 #include "runtime/engine/gradients.h"
+#include "runtime/engine/staged_arrays.h"
 
 namespace regatta {
-
-/// Gradients that are added up on the host, in memory that a device copies from at full speed.
-class StagedArrays final : public HostArrays {
- public:
-  StagedArrays(const kernels::KernelTable& kernels, Device& device) : HostArrays(kernels), device_(device) {}
-  SymmetricBuffer allocate_shared(Transport& group, std::int64_t bytes) override;
-
- private:
-  Device& device_;
-  std::vector<SymmetricBuffer> memory_;  // outlives the pins
-  std::vector<HostPin> pins_;
-};
 
 class DeviceSide {
  public:
