@@ -15,6 +15,7 @@
 #include "runtime/transport/mpi/mpi_communicator.h"
 #include "runtime/transport/mpi/mpi_transport.h"
 #include "tests/runtime/transport_contract.h"
+#include "tests/support/mpi_program.h"
 #include "tests/support/spmd.h"
 
 namespace regatta::testing {
@@ -22,12 +23,6 @@ namespace {
 
 TransportOptions mpi_options;
 bool enough_threads = true;
-
-int job_rank() {
-  int rank = 0;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  return rank;
-}
 
 /// Even and odd ranks of the job, the highest first.
 class Half {
@@ -197,14 +192,5 @@ int main(int argc, char** argv) {
   int level = 0;
   MPI_Init_thread(&argc, &argv, wanted, &level);
   enough_threads = wanted == MPI_THREAD_MULTIPLE;
-  if (job_rank() != 0) {
-    auto& listeners = ::testing::UnitTest::GetInstance()->listeners();
-    delete listeners.Release(listeners.default_result_printer());
-  }
-  int failed = RUN_ALL_TESTS();
-  int failed_anywhere = 0;
-  MPI_Allreduce(&failed, &failed_anywhere, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
-  if (job_rank() == 0 && failed == 0 && failed_anywhere != 0) std::fprintf(stderr, "tests failed on another rank\n");
-  MPI_Finalize();
-  return failed_anywhere;
+  return run_all_tests_on_ranks();
 }

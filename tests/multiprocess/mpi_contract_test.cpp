@@ -9,6 +9,7 @@
 
 #include "runtime/transport/factory.h"
 #include "tests/runtime/transport_contract.h"
+#include "tests/support/mpi_program.h"
 
 namespace regatta::testing {
 namespace {
@@ -16,27 +17,15 @@ namespace {
 TransportOptions mpi_options;
 std::string expected_data_path;
 
-/// Runs the body on this rank; when it fails here, the other ranks learn of it and fail too instead of waiting.
-void run_here(void (*body)(Transport&)) {
-  const std::unique_ptr<Transport> transport = make_transport("mpi", mpi_options);
-  try {
-    body(*transport);
-    transport->barrier("end of the test");
-  } catch (const std::exception& error) {
-    transport->abort(error.what());
-    throw;
-  }
-}
-
 class MpiTransport : public ::testing::TestWithParam<ContractCase> {};
 
-TEST_P(MpiTransport, Keeps) { run_here(GetParam().body); }
+TEST_P(MpiTransport, Keeps) { run_here(mpi_options, GetParam().body); }
 
 INSTANTIATE_TEST_SUITE_P(Contract, MpiTransport, ::testing::ValuesIn(contract_cases),
                          [](const auto& info) { return std::string(info.param.name); });
 
 TEST(MpiTransport, TakesTheDataPathItWasToldTo) {
-  run_here([](Transport& t) {
+  run_here(mpi_options, [](Transport& t) {
     EXPECT_EQ(t.name(), "mpi");
     EXPECT_EQ(t.data_path(), expected_data_path);
     int size = 0;
@@ -46,7 +35,7 @@ TEST(MpiTransport, TakesTheDataPathItWasToldTo) {
 }
 
 TEST(MpiTransport, GroupsWithinAnIslandShareMemory) {
-  run_here([](Transport& t) {
+  run_here(mpi_options, [](Transport& t) {
     if (mpi_options.shared_memory_ranks == 0 || t.world_size() <= mpi_options.shared_memory_ranks) return;
     const int block = mpi_options.shared_memory_ranks;
     std::vector<int> inside, across;
@@ -101,21 +90,11 @@ int main(int argc, char** argv) {
   }
   int level = 0;
   MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &level);
-  int rank = 0, size = 1;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  int size = 1;
   MPI_Comm_size(MPI_COMM_WORLD, &size);
   const bool whole =
       mpi_options.shared_memory && (mpi_options.shared_memory_ranks == 0 || size <= mpi_options.shared_memory_ranks);
   expected_data_path = whole || (size == 1 && mpi_options.shared_memory) ? "shared memory" : "messages";
   if (size == 1) expected_data_path = "shared memory";
-  if (rank != 0) {
-    auto& listeners = ::testing::UnitTest::GetInstance()->listeners();
-    delete listeners.Release(listeners.default_result_printer());
-  }
-  int failed = RUN_ALL_TESTS();
-  int failed_anywhere = 0;
-  MPI_Allreduce(&failed, &failed_anywhere, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
-  if (rank == 0 && failed == 0 && failed_anywhere != 0) std::fprintf(stderr, "tests failed on another rank\n");
-  MPI_Finalize();
-  return failed_anywhere;
+  return run_all_tests_on_ranks();
 }

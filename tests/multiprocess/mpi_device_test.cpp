@@ -14,6 +14,7 @@
 #include "tests/runtime/transport_contract.h"
 #include "tests/support/emulated_device.h"
 #include "tests/support/late_device.h"
+#include "tests/support/mpi_program.h"
 #include "tests/support/recorded_case.h"
 #include "tests/support/spmd.h"
 
@@ -27,19 +28,6 @@ TransportOptions options_with_device(DeviceMessages messages, std::shared_ptr<De
   options.device = std::move(device);
   options.device_messages = messages;
   return options;
-}
-
-/// Runs the body on this rank; when it fails here, the other ranks learn of it and fail too instead of waiting.
-template <class Body>
-void run_here(const TransportOptions& options, const Body& body) {
-  const std::unique_ptr<Transport> transport = make_transport("mpi", options);
-  try {
-    body(*transport);
-    transport->barrier("end of the test");
-  } catch (const std::exception& error) {
-    transport->abort(error.what());
-    throw;
-  }
 }
 
 class MpiBetweenDevices : public ::testing::TestWithParam<ContractCase> {};
@@ -65,9 +53,8 @@ TEST(MpiDevices, TakeTheWayThatIsAskedForAndPossible) {
 }
 
 TEST(MpiDevices, OneRankThatCannotKeepsAllFromIt) {
-  int rank = 0;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  const TransportOptions options = options_with_device(rank == 1 ? DeviceMessages::never : DeviceMessages::always);
+  const TransportOptions options =
+      options_with_device(job_rank() == 1 ? DeviceMessages::never : DeviceMessages::always);
   run_here(options, [](Transport& t) { EXPECT_EQ(t.device(), nullptr); });
 }
 
@@ -140,16 +127,5 @@ int main(int argc, char** argv) {
   ::testing::InitGoogleTest(&argc, argv);
   int level = 0;
   MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &level);
-  int rank = 0;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  if (rank != 0) {
-    auto& listeners = ::testing::UnitTest::GetInstance()->listeners();
-    delete listeners.Release(listeners.default_result_printer());
-  }
-  int failed = RUN_ALL_TESTS();
-  int failed_anywhere = 0;
-  MPI_Allreduce(&failed, &failed_anywhere, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
-  if (rank == 0 && failed == 0 && failed_anywhere != 0) std::fprintf(stderr, "tests failed on another rank\n");
-  MPI_Finalize();
-  return failed_anywhere;
+  return regatta::testing::run_all_tests_on_ranks();
 }

@@ -204,7 +204,12 @@ namespace {
 std::unique_ptr<Transport> make_root(const std::shared_ptr<MpiSession>& session, const TransportOptions& options) {
   const int epoch = session->next_epoch();
   const std::vector<Neighbour> neighbours = meet(*session);
-  Records records = open_records(*session, wished_islands(*session, neighbours, options));
+  const std::shared_ptr<Device> device = device_of_messages(*session, options);
+  // A farewell must not overtake a message, so both go the same way.
+  std::vector<int> islands(neighbours.size());
+  std::iota(islands.begin(), islands.end(), 0);
+  if (!device) islands = wished_islands(*session, neighbours, options);
+  Records records = open_records(*session, std::move(islands));
 
   const std::vector<ProcessId> processes = watched_processes(*session, neighbours);
   auto peers = std::make_shared<Peers>(session->rank(), records.records, records.owners, processes, options.stop);
@@ -217,8 +222,6 @@ std::unique_ptr<Transport> make_root(const std::shared_ptr<MpiSession>& session,
     link = std::make_shared<MpiPeerLink>(session, epoch, records.records, distant, processes);
     peers->set_link(link);
   }
-  const std::shared_ptr<Device> device = device_of_messages(*session, options);
-  if (device) session->keep_communicators();
   auto backend = std::make_shared<MpiBackend>(session, epoch, std::move(records.islands), device, peers, link);
   std::vector<int> everyone(static_cast<std::size_t>(session->world_size()));
   std::iota(everyone.begin(), everyone.end(), 0);
