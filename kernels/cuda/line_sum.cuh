@@ -88,8 +88,13 @@ REGATTA_HOST_DEVICE inline void add_values(ThreadSum& sum, const float* values) 
   sum.lo += static_cast<std::int64_t>(lo - count * static_cast<std::uint64_t>(bits_of(lower)));
 }
 
-/// 2^64 high + low, rounded once.
-REGATTA_HOST_DEVICE inline double wide_value(std::uint64_t high, std::uint64_t low) {
+/// 2^bits upper + lower, rounded once. Requires it not to be negative.
+REGATTA_HOST_DEVICE inline double rounded_once(std::int64_t upper, int bits, std::int64_t lower) {
+  std::uint64_t low = static_cast<std::uint64_t>(upper) << bits;
+  std::uint64_t high = static_cast<std::uint64_t>(upper >> (64 - bits));
+  low += static_cast<std::uint64_t>(lower);
+  if (low < static_cast<std::uint64_t>(lower)) ++high;
+  if (lower < 0) --high;
   if (high == 0) return static_cast<double>(low);
   // The 64 leading bits, the last one set when anything below is: its rounding is the whole number's.
   const int shift = leading_zeros(high);
@@ -98,16 +103,11 @@ REGATTA_HOST_DEVICE inline double wide_value(std::uint64_t high, std::uint64_t l
   return mul_rn(static_cast<double>(top), exp2i(64 - shift));
 }
 
-/// value() of a LineSum: 2^40 hi + lo, rounded once.
+/// value() of a LineSum.
 REGATTA_HOST_DEVICE inline double line_value(const ThreadSum& sum) {
   if (sum.bin == empty_bin) return 0;
   if (sum.bin == non_finite_bin) return __builtin_inf();
-  std::uint64_t low = static_cast<std::uint64_t>(sum.hi) << LineSum::bits;
-  std::uint64_t high = static_cast<std::uint64_t>(sum.hi >> (64 - LineSum::bits));
-  low += static_cast<std::uint64_t>(sum.lo);
-  if (low < static_cast<std::uint64_t>(sum.lo)) ++high;
-  if (sum.lo < 0) --high;
-  return mul_rn(wide_value(high, low), exp2i(LineSum::bits * (sum.bin - 1)));
+  return mul_rn(rounded_once(sum.hi, LineSum::bits, sum.lo), exp2i(LineSum::bits * (sum.bin - 1)));
 }
 
 /// The norm of a line.

@@ -10,12 +10,7 @@ namespace regatta::kernels::cuda {
 REGATTA_HOST_DEVICE inline double whole_value(const WholeSum& sum) {
   if (sum.bin == empty_bin) return 0;
   if (sum.bin == non_finite_bin) return __builtin_inf();
-  std::uint64_t low = static_cast<std::uint64_t>(sum.hi) << WholeSum::bits;
-  std::uint64_t high = static_cast<std::uint64_t>(sum.hi >> (64 - WholeSum::bits));
-  low += static_cast<std::uint64_t>(sum.mid);
-  if (low < static_cast<std::uint64_t>(sum.mid)) ++high;
-  if (sum.mid < 0) --high;
-  const double upper = mul_rn(wide_value(high, low), exp2i(WholeSum::bits));
+  const double upper = mul_rn(rounded_once(sum.hi, WholeSum::bits, sum.mid), exp2i(WholeSum::bits));
   return mul_rn(add_rn(upper, static_cast<double>(sum.lo)), exp2i(WholeSum::bits * (sum.bin - 2)));
 }
 

@@ -44,13 +44,7 @@ void run_in_half(const std::function<void(Transport&)>& body) {
     const Half half;
     transport = make_mpi_transport(half.get(), mpi_options);
   }  // the caller's communicator is gone from here on
-  try {
-    body(*transport);
-    transport->barrier("end of the test");
-  } catch (const std::exception& error) {
-    transport->abort(error.what());
-    throw;
-  }
+  run_over(*transport, body);
 }
 
 class HalfOfAJob : public ::testing::TestWithParam<ContractCase> {};

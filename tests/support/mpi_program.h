@@ -21,15 +21,18 @@ inline int job_rank() {
 
 /// Runs the body on this rank; when it fails here, the other ranks learn of it and fail too instead of waiting.
 template <class Body>
-void run_here(const TransportOptions& options, const Body& body) {
-  const std::unique_ptr<Transport> transport = make_transport("mpi", options);
+void run_over(Transport& transport, const Body& body) {
   try {
-    body(*transport);
-    transport->barrier("end of the test");
+    body(transport);
+    transport.barrier("end of the test");
   } catch (const std::exception& error) {
-    transport->abort(error.what());
+    transport.abort(error.what());
     throw;
   }
+}
+template <class Body>
+void run_here(const TransportOptions& options, const Body& body) {
+  run_over(*make_transport("mpi", options), body);
 }
 
 /// What main() returns, after InitGoogleTest and MPI_Init_thread.
