@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -40,10 +41,12 @@ TransportOptions nccl_options() {
   return options;
 }
 
-/// As run_ranks; the sentence of every rank's error. Without a device in the options, each rank makes one.
+/// As run_ranks; the sentence of every rank's error. Without a device in the options, each rank makes one. `left` is
+/// called once a rank's transport is gone.
 std::vector<std::string> run_nccl_ranks(int ranks, const TransportOptions& options,
                                         const std::function<void(Transport&)>& body,
-                                        const std::function<std::shared_ptr<Device>()>& make_device = {}) {
+                                        const std::function<std::shared_ptr<Device>()>& make_device = {},
+                                        const std::function<void(int)>& left = {}) {
   const std::string file = meeting_file();
   std::vector<std::string> sentences(static_cast<std::size_t>(ranks));
   std::vector<std::thread> threads;
@@ -66,6 +69,7 @@ std::vector<std::string> run_nccl_ranks(int ranks, const TransportOptions& optio
       } catch (const std::exception& error) {
         sentences[static_cast<std::size_t>(r)] = error.what();
       }
+      if (left) left(r);
     });
   for (std::thread& thread : threads) thread.join();
   return sentences;
@@ -118,6 +122,35 @@ TEST(NcclFailures, AnAbortReachesTheOthers) {
   EXPECT_EQ(sentences[1], "the disk of rank 1 is full");
   for (const int r : {0, 2})
     EXPECT_NE(sentences[r].find("rank 1 stopped: the disk of rank 1 is full"), std::string::npos) << sentences[r];
+}
+
+// A rank may be done, and gone, while others of the same collective still wait for one another.
+TEST(NcclFailures, ARankThatLeftAfterItsPartIsNotMissed) {
+  std::atomic<bool> first_has_left = false;
+  const auto exchange = [](Transport& t) {  // rank 2 hears from both others, who hear from nobody
+    std::vector<std::byte> send(t.rank() == 2 ? 0 : 8), receive(t.rank() == 2 ? 16 : 0);
+    const std::vector<std::int64_t> out{0, 0, t.rank() == 2 ? 0 : 8};
+    const std::int64_t in = t.rank() == 2 ? 8 : 0;
+    t.exchange(send, out, receive, std::vector<std::int64_t>{in, in, 0}, "lines").wait();
+  };
+  expect_good(run_nccl_ranks(
+      3, nccl_options(),
+      [&](Transport& t) {
+        if (t.rank() == 1) {
+          while (!first_has_left) std::this_thread::yield();
+          std::this_thread::sleep_for(std::chrono::milliseconds(60));  // time for rank 2 to notice
+        }
+        exchange(t);
+      },
+      {}, [&](int rank) { first_has_left = first_has_left || rank == 0; }));
+}
+
+TEST(NcclFailures, ARankThatLeftBeforeItsPartIsNamed) {
+  const auto sentences = run_nccl_ranks(2, nccl_options(), [](Transport& t) {
+    t.barrier("both are here");
+    if (t.rank() == 0) t.barrier("before the step");
+  });
+  EXPECT_EQ(sentences[0], "rank 1 has left the job: barrier 'before the step' cannot complete");
 }
 
 TEST(NcclFailures, RanksThatDisagreeGetAnErrorOfTheLibrary) {

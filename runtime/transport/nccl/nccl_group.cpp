@@ -53,7 +53,8 @@ NcclGroup::NcclGroup(int rank, std::vector<int> root_ranks, int group, std::shar
     settle(wait);
     Event done(*device());
     device()->record(done.handle(), this->stream());
-    wait.until([&] { return device()->done(done.handle()); }, [&](const auto& add) { add_others(add); });
+    wait.until([&] { return device()->done(done.handle()); }, [&](const auto& add) { add_others(0, add); });
+    stream_->counts->join(group);
   } catch (...) {
     abort_communicator();
     throw;
@@ -107,7 +108,7 @@ void NcclGroup::settle(Wait& wait) {
         state = this->state();
         return state != ncclInProgress;
       },
-      [&](const auto& add) { add_others(add); });
+      [&](const auto& add) { add_others(next_.number, add); });
   if (state != ncclSuccess) check(state, "run " + wait.what());
 }
 
@@ -135,6 +136,8 @@ void NcclGroup::in_group(std::string_view kind, std::string_view label, const st
 
 // The stream goes on where the followed one is now.
 void NcclGroup::do_begin() {
+  next_ = {next_.number + 1, {}, {}};
+  stream_->counts->begin(group());
   device()->bind();
   device()->record(begun_.handle(), followed());
   device()->wait(stream(), begun_.handle());
@@ -243,12 +246,11 @@ void NcclGroup::do_exchange(std::span<const Outgoing> send, std::span<const Inco
     }
   }
   if (total == 0) return;
-  next_ = std::make_unique<Pending>();
   std::byte *host = nullptr, *memory = nullptr;
   if (!on_device) {
-    next_->staging = staging(total);
-    host = next_->staging->host.data();
-    memory = next_->staging->memory.data();
+    next_.staging = staging(total);
+    host = next_.staging->host.data();
+    memory = next_.staging->memory.data();
   }
   std::int64_t at = 0;
   std::vector<std::int64_t> sent_from(send.size());
@@ -272,7 +274,7 @@ void NcclGroup::do_exchange(std::span<const Outgoing> send, std::span<const Inco
                      communicator_, stream_of(stream())),
             "receive");
       if (on_device) continue;
-      next_->copies.push_back({receive[p].data, at, receive[p].bytes});
+      next_.copies.push_back({receive[p].data, at, receive[p].bytes});
       at += aligned(receive[p].bytes);
     }
   });
@@ -301,17 +303,26 @@ SymmetricBuffer NcclGroup::do_allocate(std::int64_t bytes, int id) {
 void NcclGroup::do_mark(Operation&, EventHandle event) {
   device()->record(event, stream());
   const std::lock_guard lock(mutex_);
-  pending_.push_back(std::move(next_));
+  pending_.push_back({next_.number, std::move(next_.staging), std::move(next_.copies)});
 }
 
 void NcclGroup::do_watch(Operation& operation, EventHandle event) {
-  std::unique_ptr<Pending> pending;
+  Pending pending;
   {
     const std::lock_guard lock(mutex_);
     pending = std::move(pending_.front());
     pending_.pop_front();
   }
   if (world_size() == 1) return;  // nobody to wait for; the stream keeps the order
+  watch(operation, event, pending.number);
+  for (const Pending::Copy& copy : pending.copies)
+    std::memcpy(copy.to, pending.staging->host.data() + copy.at, static_cast<std::size_t>(copy.bytes));
+  if (!pending.staging) return;
+  const std::lock_guard lock(mutex_);
+  free_.push_back(std::move(pending.staging));
+}
+
+void NcclGroup::watch(const Operation& operation, EventHandle event, std::int64_t number) {
   try {
     Wait wait(*shared().peers, options(), name_of(operation.kind), operation.label);
     wait.until(
@@ -321,17 +332,11 @@ void NcclGroup::do_watch(Operation& operation, EventHandle event) {
           if (state != ncclSuccess && state != ncclInProgress) check(state, "run " + wait.what());
           return false;
         },
-        [&](const auto& add) { add_others(add); });
+        [&](const auto& add) { add_others(number, add); });
   } catch (...) {
     abort_communicator();
     throw;
   }
-  if (!pending) return;
-  for (const Pending::Copy& copy : pending->copies)
-    std::memcpy(copy.to, pending->staging->host.data() + copy.at, static_cast<std::size_t>(copy.bytes));
-  if (!pending->staging) return;
-  const std::lock_guard lock(mutex_);
-  free_.push_back(std::move(pending->staging));
 }
 
 }  // namespace regatta

@@ -12,17 +12,20 @@
 
 #include "runtime/device/buffer.h"
 #include "runtime/device/device.h"
+#include "runtime/transport/nccl/collective_counts.h"
 #include "runtime/transport/transport.h"
 
 namespace regatta {
 
 class Wait;
 
-/// The device and the stream that all groups of a rank share.
+/// What all groups of a rank share.
 struct NcclStream {
-  explicit NcclStream(std::shared_ptr<Device> on) : device(std::move(on)), stream(*device) {}
+  NcclStream(std::shared_ptr<Device> on, std::shared_ptr<CollectiveCounts> shared_counts)
+      : device(std::move(on)), stream(*device), counts(std::move(shared_counts)) {}
   std::shared_ptr<Device> device;  // shared with engines
   Stream stream;
+  std::shared_ptr<CollectiveCounts> counts;  // shared with the notices
 };
 
 class NcclGroup final : public Transport {
@@ -55,8 +58,9 @@ class NcclGroup final : public Transport {
   struct Staging {
     Buffer host, memory;
   };
-  /// What is left to do once an operation is done.
+  /// An operation on the stream, and what is left to do once it is done.
   struct Pending {
+    std::int64_t number = 0;  // of the group's collectives, from 1
     std::unique_ptr<Staging> staging;
     struct Copy {
       std::byte* to;
@@ -65,16 +69,19 @@ class NcclGroup final : public Transport {
     std::vector<Copy> copies;
   };
 
+  /// All calls together; waits until the library has taken them.
   void in_group(std::string_view kind, std::string_view label, const std::function<void()>& calls);
   void settle(Wait& wait);
+  void watch(const Operation& operation, EventHandle event, std::int64_t number);
   void check(ncclResult_t result, std::string_view what) const;
   void abort_communicator() noexcept;
   ncclResult_t state();
   std::unique_ptr<Staging> staging(std::int64_t bytes);
+  /// The ranks that collective `number` may wait for: all others, but for those that left after it.
   template <class Add>
-  void add_others(const Add& add) const {
+  void add_others(std::int64_t number, const Add& add) const {
     for (int p = 0; p < world_size(); ++p)
-      if (p != rank()) add(root_ranks()[p]);
+      if (p != rank() && !stream_->counts->left_after(root_ranks()[p], group(), number)) add(root_ranks()[p]);
   }
 
   std::shared_ptr<NcclStream> stream_;  // shared with the other groups
@@ -84,9 +91,9 @@ class NcclGroup final : public Transport {
   Event begun_;
   Buffer pieces_memory_, flag_;
   std::vector<const std::byte*> pieces_;
-  std::unique_ptr<Pending> next_;
+  Pending next_;      // the operation that is put on the stream now
   std::mutex mutex_;  // of the two below
-  std::deque<std::unique_ptr<Pending>> pending_;
+  std::deque<Pending> pending_;
   std::vector<std::unique_ptr<Staging>> free_;
 };
 

@@ -81,7 +81,8 @@ std::unique_ptr<Transport> make_nccl_transport(const TransportOptions& options) 
   for (int r = 0; r < ranks; ++r) records.push_back(static_cast<PeerRecord*>(memory.get()) + r);
   auto peers = std::make_shared<Peers>(rank, records, std::vector<std::shared_ptr<void>>{memory},
                                        std::vector<ProcessId>{}, options.stop);
-  auto backend = std::make_shared<NcclBackend>(std::make_shared<NcclStream>(options.device), meeting);
+  auto counts = std::make_shared<CollectiveCounts>(ranks);
+  auto backend = std::make_shared<NcclBackend>(std::make_shared<NcclStream>(options.device, counts), meeting);
   std::string offer, problem;
   try {
     if (rank == 0) offer = backend->offer({});
@@ -92,7 +93,7 @@ std::unique_ptr<Transport> make_nccl_transport(const TransportOptions& options) 
   for (const std::string& text : meeting->gather(problem))
     if (!text.empty()) throw Error(Code::transport, text);
   // From here on the connections belong to the notices: what goes wrong on one rank reaches the others by them.
-  if (ranks > 1) peers->set_link(std::make_shared<Notices>(meeting, records));
+  if (ranks > 1) peers->set_link(std::make_shared<Notices>(meeting, records, counts));
   std::vector<int> everyone(static_cast<std::size_t>(ranks));
   std::iota(everyone.begin(), everyone.end(), 0);
   auto shared = std::make_shared<TransportShared>(options, peers, backend, ranks);

@@ -8,12 +8,13 @@ namespace regatta {
 namespace {
 
 constexpr std::int32_t notice = 4;
-constexpr const char* farewell = "left";
+constexpr std::string_view farewell = "left ";
 
 }  // namespace
 
-Notices::Notices(std::shared_ptr<Meeting> meeting, std::vector<PeerRecord*> records)
-    : meeting_(std::move(meeting)), records_(std::move(records)) {
+Notices::Notices(std::shared_ptr<Meeting> meeting, std::vector<PeerRecord*> records,
+                 std::shared_ptr<CollectiveCounts> counts)
+    : meeting_(std::move(meeting)), records_(std::move(records)), counts_(std::move(counts)) {
   const timeval no_limit{0, 0};
   for (const int socket : meeting_->sockets())
     if (socket >= 0) setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &no_limit, sizeof no_limit);
@@ -37,11 +38,12 @@ void Notices::send_failure(const std::string& reason, Code code, bool secondary)
   send(meeting_->rank(), std::to_string(static_cast<int>(code)) + (secondary ? " 1 " : " 0 ") + reason);
 }
 
-void Notices::send_left() noexcept { send(meeting_->rank(), farewell); }
+void Notices::send_left() noexcept { send(meeting_->rank(), std::string(farewell) + counts_->text()); }
 
 void Notices::file(int from, const std::string& text) {
   PeerRecord& record = *records_[from];
-  if (text == farewell) {
+  if (text.starts_with(farewell)) {
+    counts_->file(from, text.substr(farewell.size()));
     record.left.store(1, std::memory_order_release);
     return;
   }

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "runtime/transport/nccl/collective_counts.h"
 #include "runtime/transport/nccl/meeting.h"
 #include "runtime/transport/peers.h"
 
@@ -15,8 +16,8 @@ namespace regatta {
 
 class Notices final : public PeerLink {
  public:
-  /// records[r] is written for every other rank; they outlive this.
-  Notices(std::shared_ptr<Meeting> meeting, std::vector<PeerRecord*> records);
+  /// records[r] is written for every other rank; they outlive this. Farewells carry `counts`.
+  Notices(std::shared_ptr<Meeting> meeting, std::vector<PeerRecord*> records, std::shared_ptr<CollectiveCounts> counts);
   ~Notices() override;
 
   void send_failure(const std::string& reason, Code code, bool secondary) noexcept override;
@@ -30,7 +31,8 @@ class Notices final : public PeerLink {
 
   std::shared_ptr<Meeting> meeting_;  // shared with the backend
   std::vector<PeerRecord*> records_;
-  std::mutex mutex_;  // of the sending sides
+  std::shared_ptr<CollectiveCounts> counts_;  // shared with the groups
+  std::mutex mutex_;                          // of the sending sides
   int wake_[2] = {-1, -1};
   std::thread thread_;
 };

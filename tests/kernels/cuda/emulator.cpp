@@ -12,7 +12,7 @@
 
 namespace regatta::kernels::cuda::emulated {
 
-Where where;
+thread_local Where where;
 
 namespace {
 

@@ -1,14 +1,17 @@
 #pragma once
-// Blocks and threads of a CUDA device on one host thread: the few names that kernels/cuda/block.cuh asks for. Every
+// Blocks and threads of a CUDA device on the host: the few names that kernels/cuda/block.cuh asks for. Every
 // emulated thread is a fiber; they run in turns, in a random order that changes, until a barrier that all of its group
 // have reached lets them pass. Shared memory starts as rubbish. A group that can never meet is found and thrown as an
 // error.
+//
+// Builds with sanitizers take threads of the host in place of fibers (threaded_emulator.cpp).
 //
 // What it shows: indexing, masks, reductions, barriers that are missing badly enough for some order to show. What it
 // does not: memory order, the compiler's code, speed.
 //
 // Included before any of kernels/cuda/*.cuh, in one source file of a program.
 
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -39,7 +42,7 @@ struct Where {  // the running thread
   Index thread, block;
   int rank_in_cluster, cluster;
 };
-extern Where where;
+extern thread_local Where where;
 
 /// Runs body() as every thread of every block. Throws std::runtime_error when threads wait for one another in vain.
 void run_grid(void (*body)(const void* kernel_and_args), const void* kernel_and_args, std::int64_t blocks, int threads,
@@ -102,10 +105,13 @@ const T* of_peer(const T* shared, int rank) {
 }
 template <class T>
 void shared_max(T* at, T value) {
-  if (value > *at) *at = value;
+  std::atomic_ref<T> shared(*at);
+  T known = shared.load(std::memory_order_relaxed);
+  while (value > known && !shared.compare_exchange_weak(known, value, std::memory_order_relaxed)) {
+  }
 }
 inline void shared_add(std::int64_t* at, std::int64_t value) {
-  *at = static_cast<std::int64_t>(static_cast<std::uint64_t>(*at) + static_cast<std::uint64_t>(value));
+  std::atomic_ref<std::int64_t>(*at).fetch_add(value, std::memory_order_relaxed);
 }
 
 }  // namespace regatta::kernels::cuda
