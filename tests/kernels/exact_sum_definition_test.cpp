@@ -25,7 +25,9 @@ int bin_by_search(double largest, int bits) {
 }
 
 // x / 2^e to the nearest integer, ties to even. Long doubles have 64 bits, so that nothing is lost before.
-__int128 units_of(double x, int e) { return static_cast<__int128>(std::nearbyint(std::ldexp(static_cast<long double>(x), -e))); }
+__int128 units_of(double x, int e) {
+  return static_cast<__int128>(std::nearbyint(std::ldexp(static_cast<long double>(x), -e)));
+}
 
 template <class Sum>
 __int128 total_of(const Sum& sum) {
@@ -56,8 +58,8 @@ std::vector<double> random_terms(Random& random, int bits) {
       const auto a = static_cast<float>(std::ldexp(1 + static_cast<double>(random() % 100000) / 100001, middle));
       term = static_cast<double>(a) * a;
     } else if (kind == 2) {
-      const auto a = static_cast<float>(std::ldexp(1.0 + 1e-7 * static_cast<double>(random() % 9000000),
-                                                   static_cast<int>(random() % 270) - 145));
+      const auto a = static_cast<float>(
+          std::ldexp(1.0 + 1e-7 * static_cast<double>(random() % 9000000), static_cast<int>(random() % 270) - 145));
       term = random() % 2 ? static_cast<double>(a) * a : a;
     } else {  // at and around the bins' borders
       term = std::ldexp(1.0, bits * (static_cast<int>(random() % 5) - 2) - 1);

@@ -73,8 +73,7 @@ void check_observe_twice(Random& random, const RegCase& first, const RegCase& se
   const std::int64_t rows = first.run.touched_rows().size(), lines = line == Line::row ? rows : first.run.cols;
   RegCase expected[2] = {first, second};
   std::vector<LineSum> squares(lines), magnitudes(lines);
-  for (RegCase& data : expected)
-    scalar_observe({data.tensors(), nullptr, 0, line, squares.data(), magnitudes.data()});
+  for (RegCase& data : expected) scalar_observe({data.tensors(), nullptr, 0, line, squares.data(), magnitudes.data()});
   for (const kernels::KernelTable* table : kernels::all_cpu_kernels()) {
     RegCase result[2] = {first, second};
     std::vector<LineSum> got_squares(lines), got_magnitudes(lines);
@@ -118,8 +117,7 @@ TEST(RegBlocks, SumsOfColumnsOverStripsAndCalls) {
   for (const std::int64_t rows : {1, 7, 8, 9, 33}) {
     const MatrixRun run = whole(rows, 21);
     for (int round = 0; round < 20; ++round)
-      check_observe_twice(random, stretched(random, run, 1 + round % 4, 5), stretched(random, run, 1, 7),
-                          Line::column);
+      check_observe_twice(random, stretched(random, run, 1 + round % 4, 5), stretched(random, run, 1, 7), Line::column);
   }
 }
 

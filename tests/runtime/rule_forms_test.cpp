@@ -25,7 +25,7 @@ struct Matrix {
   double size = 1;  // of its gradients
 };
 // Odd and even lengths, one of several tiles, one whose norms are near the guards, one that gets no gradient at first.
-const Matrix matrices[] = {{"column", 9, 1}, {"late", 6, 10},        {"row", 1, 9},   {"square", 8, 8},
+const Matrix matrices[] = {{"column", 9, 1}, {"late", 6, 10},       {"row", 1, 9},   {"square", 8, 8},
                            {"tall", 19, 5},  {"tiny", 7, 12, 2e-8}, {"wide", 3, 700}};
 constexpr double lrs[] = {0.05, 0.9, 0, 0.4, 2};
 
@@ -46,11 +46,11 @@ class RuleForms : public ::testing::Test {
  protected:
   void check(const std::string& rule, Settings settings, double clip = 0) {
     const auto made = make_rule(rule, settings);
-    SCOPED_TRACE(made->settings_text() + " clip " + std::to_string(clip));
     std::map<std::string, std::string> all;
     for (const auto& [name, text] : settings_of(*made)) all[name] = text;
     std::mt19937_64 random(std::hash<std::string>{}(rule) % 1000);
     testing::run_ranks(1, [&](Transport& transport) {
+      SCOPED_TRACE(made->settings_text() + " clip " + std::to_string(clip));
       std::vector<Param> params;
       for (const Matrix& matrix : matrices)
         params.push_back({matrix.name, {matrix.rows, matrix.cols}, DType::f32, {}, {}, {}, 0});
@@ -63,7 +63,8 @@ class RuleForms : public ::testing::Test {
         const Matrix& matrix = matrices[p];
         FormulaRule& formula = formulas.emplace_back(rule, all, ReferenceMatrix(matrix.rows, matrix.cols));
         auto* const data = static_cast<float*>(engine.param(p).data);
-        for (std::size_t i = 0; i < formula.weight.values.size(); ++i) formula.weight.values[i] = data[i] = normal(random);
+        for (std::size_t i = 0; i < formula.weight.values.size(); ++i)
+          formula.weight.values[i] = data[i] = normal(random);
       }
       engine.publish_params();
       for (int step = 0; step < static_cast<int>(std::size(lrs)); ++step) {
@@ -79,8 +80,7 @@ class RuleForms : public ::testing::Test {
         engine.step(lrs[step]);
         for (std::size_t p = 0; p < std::size(matrices); ++p) {
           ReferenceMatrix grad(matrices[p].rows, matrices[p].cols);
-          for (std::size_t i = 0; i < grads[p].size(); ++i)
-            grad.values[i] = grads[p][i] * static_cast<float>(factor);
+          for (std::size_t i = 0; i < grads[p].size(); ++i) grad.values[i] = grads[p][i] * static_cast<float>(factor);
           formulas[p].step(grad, lrs[step]);
         }
         for (std::size_t p = 0; p < std::size(matrices); ++p)
@@ -113,6 +113,27 @@ class RuleForms : public ::testing::Test {
   }
 };
 
+TEST_F(RuleForms, Adamw) {
+  check("adamw", {});
+  check("adamw", {{"beta1", "0.7"}, {"beta2", "0.8"}, {"eps", "0.4"}, {"weight_decay", "0.3"}}, 3);
+  check("adamw", {{"beta1", "0"}, {"beta2", "0.5"}, {"eps", "1e-7"}, {"weight_decay", "0"}});
+}
+
+TEST_F(RuleForms, Reg) {
+  double clip = 0;
+  for (const char* p : {"1", "2", "inf"})
+    for (const char* passes : {"1", "2", "5"})
+      for (const char* zero_line : {"keep", "count"}) {
+        const Settings form = {{"p", p}, {"passes", passes}, {"zero_line", zero_line}};
+        Settings other = form;
+        for (const auto& setting :
+             Settings{{"momentum", "0.7"}, {"rho", "0.6"}, {"weight_decay", "0.3"}, {"eps", "0.4"}})
+          other.push_back(setting);
+        check("reg", form, clip);
+        check("reg", other, clip = clip == 0 ? 3 : 0);
+      }
+}
+
 class MatrixRuleForms : public RuleForms {
  protected:
   void SetUp() override {
@@ -138,20 +159,27 @@ TEST_F(RuleForms, LineNorms) {
 }
 
 TEST_F(MatrixRuleForms, Muon) {
-  check_all("muon", {{},
-                     {{"variant", "moonlight"}, {"scale", "original"}, {"momentum", "0.8"}, {"nesterov", "off"},
-                      {"weight_decay", "0.3"}, {"steps", "3"}, {"coefficients", "quintic"}},
-                     {{"variant", "torch"}, {"scale", "match_rms"}, {"momentum", "0.6"}, {"weight_decay", "0.2"},
-                      {"steps", "2"}},
-                     {{"variant", "torch"}},
-                     {{"variant", "keller_jordan"}, {"momentum", "0"}, {"steps", "1"}, {"coefficients", "polar_express"}}});
+  check_all(
+      "muon",
+      {{},
+       {{"variant", "moonlight"},
+        {"scale", "original"},
+        {"momentum", "0.8"},
+        {"nesterov", "off"},
+        {"weight_decay", "0.3"},
+        {"steps", "3"},
+        {"coefficients", "quintic"}},
+       {{"variant", "torch"}, {"scale", "match_rms"}, {"momentum", "0.6"}, {"weight_decay", "0.2"}, {"steps", "2"}},
+       {{"variant", "torch"}},
+       {{"variant", "keller_jordan"}, {"momentum", "0"}, {"steps", "1"}, {"coefficients", "polar_express"}}});
 }
 
 TEST_F(MatrixRuleForms, Normuon) {
-  check_all("normuon", {{},
-                        {{"momentum", "0.6"}, {"beta2", "0.8"}, {"eps", "0.03"}, {"weight_decay", "0.3"}, {"steps", "3"}},
-                        {{"scale", "code"}, {"momentum", "0.8"}, {"beta2", "0.3"}, {"nesterov", "off"}, {"eps", "1e-4"}},
-                        {{"scale", "code"}, {"weight_decay", "0.2"}, {"steps", "2"}, {"coefficients", "quintic"}}});
+  check_all("normuon",
+            {{},
+             {{"momentum", "0.6"}, {"beta2", "0.8"}, {"eps", "0.03"}, {"weight_decay", "0.3"}, {"steps", "3"}},
+             {{"scale", "code"}, {"momentum", "0.8"}, {"beta2", "0.3"}, {"nesterov", "off"}, {"eps", "1e-4"}},
+             {{"scale", "code"}, {"weight_decay", "0.2"}, {"steps", "2"}, {"coefficients", "quintic"}}});
 }
 
 TEST_F(MatrixRuleForms, Adamuon) {
@@ -163,8 +191,15 @@ TEST_F(MatrixRuleForms, Adamuon) {
 TEST_F(MatrixRuleForms, Trasmuon) {
   check_all("trasmuon",
             {{},
-             {{"momentum", "0.6"}, {"beta2", "0.8"}, {"eps", "0.03"}, {"alpha", "2.5"}, {"trigger", "1.7"},
-              {"damping_min", "0.4"}, {"damping_beta", "0.5"}, {"energy_beta", "0.7"}, {"weight_decay", "0.3"}},
+             {{"momentum", "0.6"},
+              {"beta2", "0.8"},
+              {"eps", "0.03"},
+              {"alpha", "2.5"},
+              {"trigger", "1.7"},
+              {"damping_min", "0.4"},
+              {"damping_beta", "0.5"},
+              {"energy_beta", "0.7"},
+              {"weight_decay", "0.3"}},
              {{"alpha", "0.5"}, {"trigger", "0.3"}, {"damping_min", "0"}, {"damping_beta", "0"}, {"nesterov", "on"}},
              {{"damping", "smooth"}, {"alpha", "3"}, {"damping_min", "0.35"}, {"energy_beta", "0.4"}, {"steps", "3"}},
              {{"damping", "smooth"}, {"damping_min", "1"}, {"energy_beta", "0"}}});
@@ -179,12 +214,13 @@ TEST_F(MatrixRuleForms, Namo) {
 }
 
 TEST_F(MatrixRuleForms, NamoD) {
-  check_all("namo_d",
-            {{},
-             {{"momentum", "0.6"}, {"beta2", "0.7"}, {"eps", "0.5"}, {"weight_decay", "1.5"}, {"c", "0.3"}, {"steps", "2"}},
-             {{"momentum", "0.8"}, {"beta2", "0.5"}, {"eps", "0.02"}, {"nesterov", "off"}, {"c", "0"}},
-             {{"form", "paper"}, {"weight_decay", "0.2"}, {"c", "1"}},
-             {{"form", "paper"}, {"c", "0.9"}, {"beta2", "0.9"}}});
+  check_all(
+      "namo_d",
+      {{},
+       {{"momentum", "0.6"}, {"beta2", "0.7"}, {"eps", "0.5"}, {"weight_decay", "1.5"}, {"c", "0.3"}, {"steps", "2"}},
+       {{"momentum", "0.8"}, {"beta2", "0.5"}, {"eps", "0.02"}, {"nesterov", "off"}, {"c", "0"}},
+       {{"form", "paper"}, {"weight_decay", "0.2"}, {"c", "1"}},
+       {{"form", "paper"}, {"c", "0.9"}, {"beta2", "0.9"}}});
 }
 
 }  // namespace

@@ -22,9 +22,8 @@ inline std::vector<std::array<double, 3>> formula_coefficients(const std::string
             {3.7418, -5.5913, 2.3037},
             {2.8769, -3.1427, 1.2046},
             {2.8366, -3.0525, 1.2012}};
-  return {{8.2051, -22.9019, 16.4607}, {4.0664, -2.8612, 0.5184}, {3.9096, -2.8234, 0.5250},
-          {3.2856, -2.4153, 0.4853},   {2.2779, -1.6198, 0.3985}, {1.8726, -1.2307, 0.3585},
-          {1.8564, -1.2132, 0.3568},   {1.8750, -1.2500, 0.3750}};
+  return {{8.2051, -22.9019, 16.4607}, {4.0664, -2.8612, 0.5184}, {3.9096, -2.8234, 0.5250}, {3.2856, -2.4153, 0.4853},
+          {2.2779, -1.6198, 0.3985},   {1.8726, -1.2307, 0.3585}, {1.8564, -1.2132, 0.3568}, {1.8750, -1.2500, 0.3750}};
 }
 
 inline ReferenceMatrix transposed(const ReferenceMatrix& a) {
@@ -73,7 +72,8 @@ ReferenceMatrix formula_newton_schulz(const ReferenceMatrix& d, double divisor, 
     const auto [a, b, c] = known[at];
     const ReferenceMatrix gram = rounded(product(x, transposed(x)));
     ReferenceMatrix poly = product(gram, gram);
-    for (std::size_t i = 0; i < poly.values.size(); ++i) poly.values[i] = round(b * gram.values[i] + c * poly.values[i]);
+    for (std::size_t i = 0; i < poly.values.size(); ++i)
+      poly.values[i] = round(b * gram.values[i] + c * poly.values[i]);
     const ReferenceMatrix more = product(poly, x);
     for (std::size_t i = 0; i < x.values.size(); ++i) x.values[i] = round(a * x.values[i] + more.values[i]);
   }
@@ -96,6 +96,8 @@ struct FormulaRule {
 
   void step(const ReferenceMatrix& grad, double lr) {
     ++steps;
+    if (rule == "reg") return reg(grad, lr);
+    if (rule == "adamw") return adamw(grad, lr);
     if (rule == "row_norm" || rule == "column_norm" || rule == "centred_row_norm") return line_norm(grad, lr);
     matrix_rule(grad, lr);
   }
@@ -106,6 +108,32 @@ struct FormulaRule {
   void decay_and_take(double decay, double factor, const ReferenceMatrix& update) {
     for (std::size_t i = 0; i < weight.values.size(); ++i)
       weight.values[i] = weight.values[i] * decay - factor * update.values[i];
+  }
+
+  void reg(const ReferenceMatrix& grad, double lr) {
+    RegSettings all;
+    all.momentum = number("momentum"), all.rho = number("rho"), all.eps = number("eps");
+    all.weight_decay = number("weight_decay"), all.passes = std::stoi(word("passes"));
+    all.p = word("p") == "1"   ? RegSettings::Norm::one
+            : word("p") == "2" ? RegSettings::Norm::two
+                               : RegSettings::Norm::inf;
+    all.zero_line = word("zero_line") == "keep" ? RegSettings::ZeroLine::keep : RegSettings::ZeroLine::count;
+    ReferenceReg whole{all, state("momentum", grad.rows, grad.cols), weight};
+    whole.step(grad, lr);
+    states.at("momentum") = whole.momentum;
+    weight = whole.weight;
+  }
+
+  void adamw(const ReferenceMatrix& grad, double lr) {
+    ReferenceAdamw whole{{number("beta1"), number("beta2"), number("eps"), number("weight_decay")},
+                         state("moment1", grad.rows, grad.cols).values,
+                         state("moment2", grad.rows, grad.cols).values,
+                         weight.values,
+                         steps - 1};
+    whole.step(grad.values, lr);
+    states.at("moment1").values = whole.moment1;
+    states.at("moment2").values = whole.moment2;
+    weight.values = whole.weight;
   }
 
   static ReferenceMatrix centred(ReferenceMatrix a) {
@@ -128,8 +156,7 @@ struct FormulaRule {
     const ReferenceMatrix before = a;
     for (std::int64_t i = 0; i < a.rows; ++i)
       for (std::int64_t j = 0; j < a.cols; ++j) {
-        const double norm =
-            reference_norm(before, line, line == Line::row ? i : j, RegSettings::Norm::two);
+        const double norm = reference_norm(before, line, line == Line::row ? i : j, RegSettings::Norm::two);
         const double guarded = word("guard") == "add" ? norm + eps : std::max(norm, eps);
         a.at(i, j) = norm <= std::numeric_limits<float>::min() ? 0 : a.at(i, j) / guarded;
       }
@@ -145,13 +172,14 @@ struct FormulaRule {
     ReferenceMatrix d = momentum;
     for (std::size_t i = 0; i < grad.values.size(); ++i) {
       momentum.values[i] = f32(mu * momentum.values[i] + gain * grad.values[i]);
-      d.values[i] = word("nesterov") == "on" ? f32(mu * momentum.values[i] + gain * grad.values[i]) : momentum.values[i];
+      d.values[i] =
+          word("nesterov") == "on" ? f32(mu * momentum.values[i] + gain * grad.values[i]) : momentum.values[i];
       if (rule == "adamuon") d.values[i] = d.values[i] > 0 ? 1 : d.values[i] < 0 ? -1 : 0;
     }
     const double norm = std::sqrt(squares_of(d));
-    const ReferenceMatrix o = formula_newton_schulz(
-        d, muon && word("variant") == "torch" ? std::max(norm, 1e-7) : norm + 1e-7, word("coefficients"),
-        std::stoi(word("steps")), [](double x) { return x; });
+    const ReferenceMatrix o =
+        formula_newton_schulz(d, muon && word("variant") == "torch" ? std::max(norm, 1e-7) : norm + 1e-7,
+                              word("coefficients"), std::stoi(word("steps")), [](double x) { return x; });
     if (muon)
       return decay_and_take(1 - lr * wd, lr * (word("scale") == "match_rms" ? 0.2 * std::sqrt(longest) : tall), o);
     if (rule == "namo") return namo(grad, d, o, lr);
@@ -177,7 +205,7 @@ struct FormulaRule {
     const double size = std::sqrt(squares_of(a));
     if (trasmuon) {
       const double factor = size + eps == 0 ? 0 : lr * std::sqrt(m * n) / (size + eps);
-      damp(a);
+      damp(a, d);
       return decay_and_take(1 - lr * wd, factor, a);
     }
     const double scale = word("scale") == "paper" ? (size == 0 ? 0 : 0.2 * std::sqrt(m * n) / size)
@@ -185,14 +213,14 @@ struct FormulaRule {
     decay_and_take(1 - lr * wd, lr * scale, a);
   }
 
-  void damp(ReferenceMatrix& a) {
-    const ReferenceMatrix& momentum = states.at("momentum");
+  void damp(ReferenceMatrix& a, const ReferenceMatrix& direction) {
     ReferenceMatrix &reference = state("energy_reference", 1, 1), &damped = state("damped", 1, a.cols);
     std::vector<double> energies;
-    for (std::int64_t j = 0; j < a.cols; ++j) energies.push_back(squares_of(momentum, Line::column, j));
+    for (std::int64_t j = 0; j < a.cols; ++j) energies.push_back(squares_of(direction, Line::column, j));
     std::vector<double> sorted = energies;
     std::sort(sorted.begin(), sorted.end());
-    const double median = (sorted[sorted.size() / 2] + sorted[(sorted.size() - 1) / 2]) / 2, beta = number("energy_beta");
+    const double median = (sorted[sorted.size() / 2] + sorted[(sorted.size() - 1) / 2]) / 2,
+                 beta = number("energy_beta");
     reference.at(0, 0) = steps == 1 ? median : beta * reference.at(0, 0) + (1 - beta) * median;
     for (std::int64_t j = 0; j < a.cols; ++j) {
       const double ratio = energies[j] / (reference.at(0, 0) + number("eps")), alpha = number("alpha");
