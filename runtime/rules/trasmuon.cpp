@@ -43,7 +43,9 @@ constexpr Setting<TrasmuonSettings> own[] = {
     choice_setting<&TrasmuonSettings::damping, damping_names>("damping", "trigger or smooth"),
     amount_setting<&TrasmuonSettings::alpha>("alpha"),
     {"trigger", "a number above 0",
-     [](TrasmuonSettings& s, std::string_view text) { return parse_number(text, s.trigger) && s.trigger > 0; },
+     [](TrasmuonSettings& s, std::string_view text) {
+       return parse_number(text, s.trigger) && s.trigger > 0 && std::isfinite(s.trigger);
+     },
      [](const TrasmuonSettings& s) { return shortest(s.trigger); }},
     {"damping_min", "a number in [0, 1]",
      [](TrasmuonSettings& s, std::string_view text) {
