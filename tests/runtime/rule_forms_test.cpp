@@ -171,6 +171,8 @@ TEST_F(MatrixRuleForms, Muon) {
         {"coefficients", "quintic"}},
        {{"variant", "torch"}, {"scale", "match_rms"}, {"momentum", "0.6"}, {"weight_decay", "0.2"}, {"steps", "2"}},
        {{"variant", "torch"}},
+       {{"coefficients", "quintic"}, {"steps", "8"}},
+       {{"coefficients", "polar_express"}, {"steps", "10"}},
        {{"variant", "keller_jordan"}, {"momentum", "0"}, {"steps", "1"}, {"coefficients", "polar_express"}}});
 }
 
@@ -217,6 +219,8 @@ TEST_F(MatrixRuleForms, NamoD) {
   check_all(
       "namo_d",
       {{},
+       {{"c", "0.6"}},
+       {{"weight_decay", "1.5"}},
        {{"momentum", "0.6"}, {"beta2", "0.7"}, {"eps", "0.5"}, {"weight_decay", "1.5"}, {"c", "0.3"}, {"steps", "2"}},
        {{"momentum", "0.8"}, {"beta2", "0.5"}, {"eps", "0.02"}, {"nesterov", "off"}, {"c", "0"}},
        {{"form", "paper"}, {"weight_decay", "0.2"}, {"c", "1"}},
