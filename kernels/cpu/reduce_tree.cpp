@@ -11,7 +11,6 @@
 namespace regatta::kernels::REGATTA_ISA {
 namespace {
 
-constexpr std::int64_t tile_numel = 512;
 constexpr int deepest = 33;  // subtrees open at once, for any int count
 
 struct WholeBlock {
@@ -88,9 +87,9 @@ void load_tile(float* tile, const void* piece, std::int64_t offset, std::int64_t
 
 template <DType D>
 void reduce(const ReduceTreeArgs& args) {
-  alignas(64) float tiles[deepest][tile_numel];
-  for (std::int64_t offset = 0; offset < args.count; offset += tile_numel) {
-    const std::int64_t count = args.count - offset < tile_numel ? args.count - offset : tile_numel;
+  alignas(64) float tiles[deepest][reduce_tile];
+  for (std::int64_t offset = 0; offset < args.count; offset += reduce_tile) {
+    const std::int64_t count = args.count - offset < reduce_tile ? args.count - offset : reduce_tile;
     const float* result = tiles[0];
     if (args.piece_count == 1 && D == DType::f32) {
       result = static_cast<const float*>(args.pieces[0]) + offset;

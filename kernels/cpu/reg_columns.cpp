@@ -13,7 +13,6 @@
 namespace regatta::kernels::REGATTA_ISA {
 namespace {
 
-constexpr std::int64_t strip_columns = 4096;
 constexpr int rows_at_a_time = width == 16 ? 8 : 4;
 
 struct Rectangle {

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/cpu/blocking.h"
 #include "sharding/dtype.h"
 
 #if defined(__SSE2__)
@@ -232,10 +233,6 @@ REGATTA_INLINE F32 store(Storage<D>* to, F32 a, std::int64_t count) {
   }
   return read_back;
 }
-
-/// Elements between two looks at running sums: a block's values are still in the first-level cache if they must be read
-/// again.
-inline constexpr std::int64_t block_numel = 2048;
 
 /// body(begin, end) for every block of [0, count).
 template <class Body>

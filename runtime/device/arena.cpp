@@ -6,7 +6,6 @@ namespace regatta {
 namespace {
 
 constexpr std::int64_t alignment = 256;
-constexpr std::int64_t chunk_bytes = 1 << 20;
 
 std::int64_t aligned(std::int64_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
 

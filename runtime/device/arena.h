@@ -12,6 +12,9 @@ namespace regatta {
 
 class DeviceArena {
  public:
+  /// Memory that is asked of the device at a time; arrays may be larger.
+  static constexpr std::int64_t chunk_bytes = 1 << 20;
+
   explicit DeviceArena(Device& device) : device_(device) {}
   /// `count` zeroed values at a 256-byte boundary; null when there are none.
   template <class T>

@@ -10,9 +10,6 @@ using kernels::LineSum;
 using kernels::RegTensors;
 using kernels::SweepHealth;
 
-// Column sums cost some work per task and column.
-constexpr std::int64_t column_task_numel = 1 << 20;
-
 // Factors of rows count from the first row a run touches.
 void move_rows(std::span<LineFactors> factors, std::int64_t rows) {
   for (LineFactors& pass : factors)

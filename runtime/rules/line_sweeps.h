@@ -11,6 +11,8 @@ namespace regatta {
 
 /// A task of this size is swept in some tenths of a millisecond; a row of it stays in the second-level cache.
 inline constexpr std::int64_t line_task_numel = 1 << 18;
+/// Column sums cost some work per task and column.
+inline constexpr std::int64_t column_task_numel = 1 << 20;
 
 /// m <- momentum m + (1 - momentum) g, w decays by 1 - lr weight_decay.
 kernels::RegTensors line_tensors(const RunTensors&, const StepInfo&, DType momentum_dtype, double momentum,

@@ -11,8 +11,9 @@
 //
 // trigger is the form of RhizomeResearch/rollfast and the default: it leaves a typical column alone, where smooth damps
 // it to 0.59. Its jump at the trigger is the source's. The update's RMS is 1, so learning rates are about a fifth of
-// Muon's. Energies are exact sums over the shards of M as it is stored. The median of an even number is the mean of the
-// two in the middle. Defaults of rollfast; its refresh period, warm-up and mixing are left at their neutral values.
+// Muon's. Energies are exact sums over the shards of M as it is stored; with nesterov=on the mix D stands in place of
+// M, in the energies too. The median of an even number is the mean of the two in the middle. Defaults of rollfast; its
+// refresh period, warm-up and mixing are left at their neutral values.
 
 #include <algorithm>
 #include <cmath>
@@ -42,7 +43,9 @@ constexpr Setting<TrasmuonSettings> own[] = {
     choice_setting<&TrasmuonSettings::damping, damping_names>("damping", "trigger or smooth"),
     amount_setting<&TrasmuonSettings::alpha>("alpha"),
     {"trigger", "a number above 0",
-     [](TrasmuonSettings& s, std::string_view text) { return parse_number(text, s.trigger) && s.trigger > 0; },
+     [](TrasmuonSettings& s, std::string_view text) {
+       return parse_number(text, s.trigger) && s.trigger > 0 && std::isfinite(s.trigger);
+     },
      [](const TrasmuonSettings& s) { return shortest(s.trigger); }},
     {"damping_min", "a number in [0, 1]",
      [](TrasmuonSettings& s, std::string_view text) {
@@ -110,9 +113,10 @@ class TrasmuonRule final : public MatrixRule {
     for (float& factor : matrix.row_factors) factor = static_cast<float>(factor * scale);
   }
   void damp_columns(WholeMatrix& matrix, const StepInfo& info) const {
-    const auto energy = [&](std::int64_t j) { return kernels::value(matrix.column_sums[j]); };
+    // Rounded to fp32 as the reference is: the column in the middle must not pass the trigger by the rounding alone.
+    const auto energy = [&](std::int64_t j) { return static_cast<float>(kernels::value(matrix.column_sums[j])); };
     const std::span energies(reinterpret_cast<float*>(matrix.scratch.data()), matrix.shape.cols);
-    for (std::int64_t j = 0; j < matrix.shape.cols; ++j) energies[j] = static_cast<float>(energy(j));
+    for (std::int64_t j = 0; j < matrix.shape.cols; ++j) energies[j] = energy(j);
     const double middle = median(energies);
     float& reference = *matrix.state[1];
     reference = static_cast<float>(

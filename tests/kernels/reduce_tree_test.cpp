@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "kernels/cpu/blocking.h"
 #include "tests/kernels/kernel_case.h"
 
 namespace regatta::testing {
@@ -100,6 +101,49 @@ TEST(ReduceTree, SquaresDoNotDependOnTheSplit) {
       begin += count;
     }
     EXPECT_EQ(sum, expected);
+  }
+}
+
+// Tiles of very different sizes, some all zero, some with nothing finite; figures are added to those of earlier calls.
+TEST(ReduceTree, FiguresOfTilesAndCallsAddUp) {
+  Random random(12);
+  constexpr std::int64_t tile = kernels::reduce_tile;
+  for (const std::int64_t count : {tile - 1, tile, tile + 1, 7 * tile + 5}) {
+    Elements values(DType::f32, count, 1), small(DType::f32, count);
+    small.fill(random, 1e-12, 1);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t t = i / tile;
+      const float x = std::ldexp(1 + static_cast<float>(random() % 1000) / 1001, static_cast<int>(t * 37 % 250) - 130);
+      values.set(i, t % 4 == 2 ? 0 : t % 4 == 3 ? std::numeric_limits<float>::quiet_NaN() : random() % 2 ? x : -x);
+      if (i == count - 1) values.set(i, -std::numeric_limits<float>::infinity());
+    }
+    const void* const pieces[] = {values.data(), small.data()};
+    Figures expected;
+    std::int64_t broken = 0;
+    for (int call = 0; call < 2; ++call)
+      for (std::int64_t i = 0; i < count; ++i) {
+        const float sum = call == 0 ? small[i] : values[i] + small[i];
+        if (std::isfinite(sum)) {
+          kernels::add(expected.squares, static_cast<double>(sum) * sum);
+        } else {
+          ++broken;
+        }
+      }
+    for (const kernels::KernelTable* table : kernels::all_cpu_kernels()) {
+      Figures got;
+      got.non_finite = 3;
+      std::int64_t only_count = 0;
+      WholeSum only_squares;
+      table->reduce_tree({pieces + 1, 1, DType::f32, count, nullptr, &got.squares, &got.non_finite});
+      table->reduce_tree({pieces, 2, DType::f32, count, nullptr, &got.squares, &got.non_finite});
+      EXPECT_EQ(got.squares, expected.squares) << table->isa << ' ' << count;
+      EXPECT_EQ(got.non_finite, 3 + broken) << table->isa << ' ' << count;
+      table->reduce_tree({pieces, 2, DType::f32, count, nullptr, nullptr, &only_count});
+      EXPECT_EQ(only_count, broken) << table->isa;
+      table->reduce_tree({pieces + 1, 1, DType::f32, count, nullptr, &only_squares, nullptr});
+      table->reduce_tree({pieces, 2, DType::f32, count, nullptr, &only_squares, nullptr});
+      EXPECT_EQ(only_squares, expected.squares) << table->isa;
+    }
   }
 }
 

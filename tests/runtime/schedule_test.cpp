@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <random>
+
 #include "runtime/error.h"
 
 namespace regatta {
@@ -49,7 +52,42 @@ TEST(Schedule, AllWarmupStaysFinite) {
   EXPECT_DOUBLE_EQ(schedule.lr(6), 0);
 }
 
+// Every step of random schedules, from the words of the header.
+TEST(Schedule, EveryStepOfEveryKind) {
+  std::mt19937 random(1);
+  const auto any = [&](int most) { return static_cast<std::int64_t>(random() % static_cast<unsigned>(most)); };
+  for (int round = 0; round < 300; ++round) {
+    Schedule schedule;
+    schedule.kind = static_cast<Schedule::Kind>(any(3));
+    schedule.base = 0.5 + static_cast<double>(any(5));
+    schedule.warmup = any(6);
+    schedule.steps = schedule.warmup + 1 + any(12);
+    schedule.final_ratio = static_cast<double>(any(5)) / 4;
+    if (round % 2 == 1)
+      for (std::int64_t at = any(8); at < 25 && schedule.changes.size() < 3; at += 1 + any(8))
+        schedule.changes.push_back({at, 0.125 * static_cast<double>(at + 1)});
+    for (std::int64_t step = 0; step < 30; ++step) {
+      double expected = schedule.base, from = static_cast<double>(step - schedule.warmup),
+             to = static_cast<double>(schedule.steps - schedule.warmup);
+      if (step < schedule.warmup) {
+        expected *= static_cast<double>(step + 1) / static_cast<double>(schedule.warmup + 1);
+      } else if (schedule.kind != Schedule::Kind::constant) {
+        const double left = step >= schedule.steps                    ? 0
+                            : schedule.kind == Schedule::Kind::linear ? 1 - from / to
+                                                                      : (1 + std::cos(M_PI * from / to)) / 2;
+        expected *= schedule.final_ratio + (1 - schedule.final_ratio) * left;
+      }
+      for (const Schedule::Change& change : schedule.changes)
+        if (change.step <= step) expected = change.lr;
+      EXPECT_NEAR(schedule.lr(step), expected, 1e-14 * schedule.base)
+          << "kind " << static_cast<int>(schedule.kind) << " step " << step;
+    }
+  }
+}
+
 TEST(Schedule, UnknownNameListsTheKnownOnes) {
+  EXPECT_EQ(Schedule::parse("constant"), Schedule::Kind::constant);
+  EXPECT_EQ(Schedule::parse("linear"), Schedule::Kind::linear);
   EXPECT_EQ(Schedule::parse("cosine"), Schedule::Kind::cosine);
   try {
     Schedule::parse("cosinus");
