@@ -36,12 +36,17 @@ StepReport Engine::step(double scheduled_lr) {
   } else {
     s.skip(report);
   }
+  const bool stops = !happens && s.options.non_finite == NonFinite::stop;
   s.last_lr = lr;
-  s.adapt_loss_scale(report.skipped);
+  if (!stops) s.adapt_loss_scale(report.skipped);
   if (report.command.kind == Command::Kind::set) apply(report.command);
   s.gradients.begin_step();
   report.times.step_seconds = total.lap();
   s.count_bytes(report);
+  // Whoever catches this may go on with other gradients.
+  if (stops)
+    throw Error(Code::non_finite, "the gradient of " + report.culprit + " is not finite in step " +
+                                      std::to_string(s.step_count + 1) + "; no state was changed");
   return report;
 }
 

@@ -142,8 +142,9 @@ void Engine::restore(const EngineProgress& progress) {
                   "progress of the group \"" + progress.groups[g].name + "\" was given to \"" + changed[g].name + "\"");
     if (progress.groups[g].rule != settings_of(*changed[g].rule))
       changed[g].rule = changed_rule(*changed[g].rule, progress.groups[g].rule);
-    impl_->own_lr[g] = progress.groups[g].own_lr;
   }
+  // All fits: from here on the engine changes.
+  for (std::size_t g = 0; g < changed.size(); ++g) impl_->own_lr[g] = progress.groups[g].own_lr;
   impl_->groups.swap(changed);
   impl_->refresh_rules();
   impl_->step_count = progress.steps;
