@@ -1,6 +1,7 @@
 #include "runtime/engine/engine.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "runtime/engine/engine_impl.h"
 #include "runtime/stopwatch.h"
@@ -8,6 +9,8 @@
 namespace regatta {
 
 StepReport Engine::step(double scheduled_lr) {
+  if (!std::isfinite(scheduled_lr))
+    throw Error(Code::invalid_argument, "lr is " + std::to_string(scheduled_lr) + "; expected a finite number");
   Impl& s = *impl_;
   const double lr = s.commanded_lr.value_or(scheduled_lr);
   StepReport report = s.start_report(lr);
