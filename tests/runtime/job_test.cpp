@@ -74,21 +74,14 @@ TEST(Job, StepsThatAreSkippedLeaveNothingBehind) {
   job.options.loss_scaling = {16, 2, 4};
   job.steps = 12;
   // The first in order of the parameters, wherever and whenever the others are found.
-  const auto spoil = [&](int step, int param, float value, std::int64_t element = 0) {
-    for (int k = 0; k < job.global_batch; ++k)
-      if (!job.gradient(step, k, param).empty()) {
-        job.spoilt.push_back({step, k, param, element, value});
-        return;
-      }
-  };
-  for (int p = 5; p >= 2; --p) spoil(1, p, nan);
-  spoil(3, 0, inf, job.numel(0) - 1);
-  spoil(3, 5, nan);
-  spoil(4, 5, -inf);
-  spoil(5, 4, nan, job.numel(4) - 1);
-  spoil(8, 3, inf);
-  spoil(8, 1, nan, 7);
-  spoil(9, 6, inf);
+  for (int p = 5; p >= 2; --p) job.spoil(1, p, nan);
+  job.spoil(3, 0, inf, job.numel(0) - 1);
+  job.spoil(3, 5, nan);
+  job.spoil(4, 5, -inf);
+  job.spoil(5, 4, nan, job.numel(4) - 1);
+  job.spoil(8, 3, inf);
+  job.spoil(8, 1, nan, 7);
+  job.spoil(9, 6, inf);
   int skipped = 0;
   for (const testing::WholeStep& step : testing::WholeJobModel(job).run()) skipped += step.skipped ? 1 : 0;
   ASSERT_GE(skipped, 4);
@@ -122,10 +115,8 @@ TEST(Job, SettingsThatChangeOnTheWay) {
     job.commands[step].number = 7;
     job.commands[step].lr = 99;  // says nothing in these
   }
-  job.spoilt.push_back(
-      {4, 0, 0, 0, std::numeric_limits<float>::quiet_NaN()});  // a command that comes with a skipped step
-  for (int k = 0; k < job.global_batch; ++k)
-    job.spoilt.push_back({4, k, 0, 0, std::numeric_limits<float>::quiet_NaN()});
+  for (int p = 0; p < 7; ++p)  // a command that comes with a skipped step
+    job.spoil(4, p, std::numeric_limits<float>::quiet_NaN());
   ASSERT_TRUE(testing::WholeJobModel(job).run()[4].skipped);
   expect_everywhere(job, 4, 21);
 }

@@ -42,9 +42,8 @@ inline WholeJob eventful_job(std::uint64_t seed) {
   job.steps = 8;
   job.options.clip = 100;
   job.options.loss_scaling = {16, 2, 4};
-  for (const auto& [step, param] : {std::pair{2, 5}, {2, 3}, {5, 1}})
-    for (int k = 0; k < job.global_batch; ++k)
-      job.spoilt.push_back({step, k, param, k, std::numeric_limits<float>::quiet_NaN()});
+  for (const auto& [step, param] : {std::pair{2, 5}, {2, 3}, {2, 4}, {5, 1}, {5, 6}, {5, 0}})
+    job.spoil(step, param, std::numeric_limits<float>::quiet_NaN(), param);
   for (const int step : {1, 2, 4}) {
     Command& command = job.commands[step];
     command.kind = step == 4 ? Command::Kind::save : Command::Kind::set;

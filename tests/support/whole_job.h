@@ -47,6 +47,11 @@ struct WholeJob {
   float initial(int p, std::int64_t i) const {  // exact in every dtype
     return static_cast<float>(static_cast<int>(random(1000, p, i) % 65) - 32) / 16;
   }
+  /// In the first micro-batch of the step in which the parameter has a gradient; nothing when there is none.
+  void spoil(int step, int param, float value, std::int64_t element = 0) {
+    for (int k = 0; k < global_batch; ++k)
+      if (!gradient(step, k, param).empty()) return spoilt.push_back({step, k, param, element, value});
+  }
   double lr(int step) const { return 0.1 / (1 + step % 3); }
 
   /// Without the loss scale; empty when there is none in this micro-batch.
