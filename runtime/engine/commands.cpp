@@ -50,7 +50,10 @@ void Engine::Impl::find_changes(const Command& command, std::vector<SettingChang
   if (command.group < Command::all_groups || command.group >= count)
     refuse("there is no group " + std::to_string(command.group) + "; the groups are " + names_of(groups));
   const bool one = command.group != Command::all_groups;
-  if (command.fields == 0) refuse("the command changes nothing; expected lr, weight_decay, momentum, rho or clip");
+  constexpr std::uint32_t known = Command::lr_given | Command::weight_decay_given | Command::momentum_given |
+                                  Command::rho_given | Command::clip_given;
+  if ((command.fields & known) == 0)
+    refuse("the command changes nothing; expected lr, weight_decay, momentum, rho or clip");
 
   if (command.has(Command::lr_given)) {
     if (!(command.lr >= 0) || !(command.lr <= 1e6))

@@ -12,7 +12,6 @@ namespace {
 namespace cuda = kernels::cuda;
 
 constexpr std::int64_t ring_bytes = 4 << 20;
-constexpr std::int64_t first_tiles = 4096;
 
 // Whose reduction this thread is in.
 thread_local const void* reducing = nullptr;

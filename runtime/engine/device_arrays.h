@@ -12,6 +12,8 @@ namespace regatta {
 
 class DeviceArrays final : public Arrays {
  public:
+  static constexpr std::int64_t first_tiles = 64;  ///< room for figures at first; it grows to what the steps need
+
   /// `reductions` is the stream that collectives run on; null when they have none of their own. `device` outlives this.
   DeviceArrays(Device& device, StreamHandle stream, StreamHandle reductions);
 

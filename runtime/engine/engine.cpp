@@ -1,6 +1,7 @@
 #include "runtime/engine/engine.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "runtime/engine/engine_impl.h"
 #include "runtime/stopwatch.h"
@@ -8,6 +9,8 @@
 namespace regatta {
 
 StepReport Engine::step(double scheduled_lr) {
+  if (!std::isfinite(scheduled_lr))
+    throw Error(Code::invalid_argument, "lr is " + std::to_string(scheduled_lr) + "; expected a finite number");
   Impl& s = *impl_;
   const double lr = s.commanded_lr.value_or(scheduled_lr);
   StepReport report = s.start_report(lr);
@@ -36,12 +39,17 @@ StepReport Engine::step(double scheduled_lr) {
   } else {
     s.skip(report);
   }
+  const bool stops = !happens && s.options.non_finite == NonFinite::stop;
   s.last_lr = lr;
-  s.adapt_loss_scale(report.skipped);
+  if (!stops) s.adapt_loss_scale(report.skipped);
   if (report.command.kind == Command::Kind::set) apply(report.command);
   s.gradients.begin_step();
   report.times.step_seconds = total.lap();
   s.count_bytes(report);
+  // Whoever catches this may go on with other gradients.
+  if (stops)
+    throw Error(Code::non_finite, "the gradient of " + report.culprit + " is not finite in step " +
+                                      std::to_string(s.step_count + 1) + "; no state was changed");
   return report;
 }
 

@@ -9,6 +9,15 @@
 #include "runtime/engine/engine_impl.h"
 
 namespace regatta {
+namespace {
+
+void check_index(int index, std::size_t count, const char* call) {
+  if (index < 0 || index >= static_cast<int>(count))
+    throw Error(Code::invalid_argument,
+                std::string(call) + " got parameter " + std::to_string(index) + "; there are " + std::to_string(count));
+}
+
+}  // namespace
 
 Engine::Engine(std::vector<Param> params, std::vector<Group> groups, const sharding::Mesh& mesh, Transport& transport,
                EngineOptions options)
@@ -19,7 +28,8 @@ Engine::Engine(std::vector<Param> params, std::vector<Group> groups, const shard
 Engine::~Engine() = default;
 
 ParamView Engine::param(int index) {
-  const sharding::ParamLocation& at = impl_->plan.layout(impl_->rank).params.at(index);
+  check_index(index, impl_->params.size(), "param");
+  const sharding::ParamLocation& at = impl_->plan.layout(impl_->rank).params[index];
   return {impl_->element(at.bucket, at.offset), at.numel, impl_->params[index].dtype};
 }
 
@@ -58,15 +68,16 @@ void Engine::publish_params() {
 }
 
 void Engine::add_grad(int index, const void* grad, DType dtype) {
-  if (index < 0 || index >= static_cast<int>(impl_->params.size()))
-    throw Error(Code::invalid_argument, "add_grad got parameter " + std::to_string(index) + "; there are " +
-                                            std::to_string(impl_->params.size()));
+  check_index(index, impl_->params.size(), "add_grad");
   if (impl_->device_side && impl_->device_side->staged_gradients())
     grad = impl_->device_side->on_host(grad, param(index).numel * size_of(dtype));
   impl_->gradients.add(index, grad, dtype);
 }
 
 std::int64_t Engine::micro_batch_index(int k) const {
+  if (k < 0 || k >= impl_->options.micro_batches)
+    throw Error(Code::invalid_argument, "micro_batch_index got micro-batch " + std::to_string(k) + "; a step has " +
+                                            std::to_string(impl_->options.micro_batches));
   const std::int64_t dp = impl_->plan.mesh().size("dp"), me = impl_->plan.mesh().coordinate(impl_->rank, "dp");
   return impl_->options.mode == Mode::zero2 ? k * dp + me : me * impl_->options.micro_batches + k;
 }
@@ -75,7 +86,11 @@ double Engine::loss_scale() const { return impl_->loss_scale; }
 std::span<const ParamReport> Engine::param_reports() const { return impl_->param_reports; }
 
 std::int64_t Engine::step_count() const { return impl_->step_count; }
-void Engine::set_step_count(std::int64_t step) { impl_->step_count = step; }
+void Engine::set_step_count(std::int64_t step) {
+  if (step < 0)
+    throw Error(Code::invalid_argument, "set_step_count: step is " + std::to_string(step) + "; expected 0 or more");
+  impl_->step_count = step;
+}
 const sharding::Plan& Engine::plan() const { return impl_->plan; }
 const EngineOptions& Engine::options() const { return impl_->options; }
 std::int64_t Engine::state_bytes() const { return impl_->state.bytes(); }
@@ -142,8 +157,9 @@ void Engine::restore(const EngineProgress& progress) {
                   "progress of the group \"" + progress.groups[g].name + "\" was given to \"" + changed[g].name + "\"");
     if (progress.groups[g].rule != settings_of(*changed[g].rule))
       changed[g].rule = changed_rule(*changed[g].rule, progress.groups[g].rule);
-    impl_->own_lr[g] = progress.groups[g].own_lr;
   }
+  // All fits: from here on the engine changes.
+  for (std::size_t g = 0; g < changed.size(); ++g) impl_->own_lr[g] = progress.groups[g].own_lr;
   impl_->groups.swap(changed);
   impl_->refresh_rules();
   impl_->step_count = progress.steps;

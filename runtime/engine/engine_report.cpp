@@ -67,7 +67,7 @@ void Engine::Impl::adapt_loss_scale(bool skipped) {
   if (skipped) {
     loss_scale = std::max(scaling.smallest, loss_scale / 2);
     finite_steps = 0;
-  } else if (++finite_steps == scaling.growth_interval) {
+  } else if (++finite_steps >= scaling.growth_interval) {  // a restored count may be larger
     loss_scale *= 2;
     finite_steps = 0;
   }
@@ -102,13 +102,8 @@ void Engine::Impl::take_norms(StepReport& report) const {
 
 void Engine::Impl::skip(StepReport& report) {
   report.culprit = params[vote.culprit()].name;
-  if (options.non_finite == NonFinite::stop) {
-    gradients.begin_step();  // whoever catches this may hand in the next ones
-    throw Error(Code::non_finite, "the gradient of " + report.culprit + " is not finite in step " +
-                                      std::to_string(step_count + 1) + "; no state was changed");
-  }
   report.skipped = true;
-  report.skipped_steps = ++skipped_steps;
+  if (options.non_finite == NonFinite::skip) report.skipped_steps = ++skipped_steps;
 }
 
 StepBytes Engine::Impl::sent_bytes() const {

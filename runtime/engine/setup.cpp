@@ -1,6 +1,7 @@
 #include "runtime/engine/setup.h"
 
 #include <bit>
+#include <cmath>
 
 #include "kernels/kernels.h"
 #include "runtime/device/device.h"
@@ -16,8 +17,14 @@ void check_options(const EngineOptions& options, const sharding::Mesh& mesh) {
   if (options.threads < 1) throw wrong("threads is " + std::to_string(options.threads) + "; expected at least 1");
   if (!(options.clip >= 0)) throw wrong("clip is " + std::to_string(options.clip) + "; expected 0 (off) or more");
   if (options.momentum_dtype == DType::f16) throw wrong("momentum dtype is f16; expected f32 or bf16");
-  if (!(options.loss_scaling.initial > 0))
-    throw wrong("the initial loss scale is " + std::to_string(options.loss_scaling.initial) + "; expected above 0");
+  const LossScaling& scaling = options.loss_scaling;
+  for (const auto& [name, scale] : {std::pair{"initial", scaling.initial}, std::pair{"smallest", scaling.smallest}})
+    if (!(scale > 0) || std::isinf(scale))
+      throw wrong(std::string("the ") + name + " loss scale is " + std::to_string(scale) +
+                  "; expected a finite number above 0");
+  if (scaling.growth_interval < 0)
+    throw wrong("the loss scale's growth interval is " + std::to_string(scaling.growth_interval) +
+                "; expected 0 (static) or more");
   if (options.device != nullptr && options.proof_every > 0)
     throw wrong("the live proof was asked for every " + std::to_string(options.proof_every) + " steps on " +
                 options.device->name() + "; it runs on device cpu only, so expected 0");
@@ -47,11 +54,17 @@ sharding::Plan make_plan(const std::vector<Param>& params, const std::vector<Gro
   check_options(options, mesh);
   if (groups.empty())
     throw Error(Code::invalid_argument, "there are no parameter groups; expected at least one with a rule");
-  for (const Group& group : groups)
+  for (const Group& group : groups) {
+    if (group.rule == nullptr)
+      throw Error(Code::invalid_argument, "group " + group.name + " has no rule; expected one, as of make_rule");
+    if (!std::isfinite(group.lr_scale))
+      throw Error(Code::invalid_argument, "group " + group.name + " has lr_scale " + std::to_string(group.lr_scale) +
+                                              "; expected a finite number");
     if (options.device != nullptr && group.rule->device_form() == Rule::DeviceForm::none)
       throw Error(Code::invalid_argument, "group " + group.name + " has rule " + std::string(group.rule->name()) +
                                               ", which has no kernels for " + options.device->name() +
                                               "; expected reg or adamw, or device cpu");
+  }
   std::vector<sharding::ParamSpec> specs;
   for (const Param& param : params) {
     if (param.group < 0 || param.group >= static_cast<int>(groups.size()))

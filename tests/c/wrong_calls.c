@@ -7,6 +7,16 @@
 
 static const int64_t shape[] = {6, 4};
 
+/* Fills an out-struct, and says whether it is as it was then. */
+#define MARK(place) memset(&(place), 0x5a, sizeof(place))
+#define MARKED(place) all_marked(&(place), sizeof(place))
+static int all_marked(const void* place, size_t bytes) {
+  size_t i;
+  for (i = 0; i < bytes; ++i)
+    if (((const unsigned char*)place)[i] != 0x5a) return 0;
+  return 1;
+}
+
 static void meshes(void) {
   int n = 7;
   REFUSED(regatta_mesh_size(NULL, "dp", &n), "regatta_mesh_size: mesh is NULL");
@@ -174,17 +184,18 @@ static void setting_up(regatta_transport* t) {
 static void order_of_calls(regatta_transport* t) {
   float grad[24] = {0};
   regatta_engine* e = unbuilt(t);
-  const char* text = NULL;
-  void* data = NULL;
-  int n = 0;
-  int64_t m = 0;
-  double d = 0;
-  uint64_t u = 0;
+  const char* text = (const char*)&grad;
+  void* data = &grad;
+  int n = 7;
+  int64_t m = 7;
+  double d = 7;
+  uint64_t u = 7;
   regatta_part part;
   regatta_figures figures;
   regatta_state_part state;
   regatta_wire_bytes bytes;
-  REFUSED(regatta_engine_param(e, 0, &data, NULL, NULL), "regatta_engine_param: the engine is not built yet");
+  MARK(part), MARK(figures), MARK(state), MARK(bytes);
+  REFUSED(regatta_engine_param(e, 0, &data, &m, &n), "regatta_engine_param: the engine is not built yet");
   REFUSED(regatta_engine_param_block_count(e, 0, &n), "not built yet");
   REFUSED(regatta_engine_param_block(e, 0, 0, &part), "not built yet");
   REFUSED(regatta_engine_publish_params(e), "not built yet");
@@ -203,11 +214,15 @@ static void order_of_calls(regatta_transport* t) {
   REFUSED(regatta_engine_planned_bytes(e, &bytes, sizeof bytes), "not built yet");
   REFUSED(regatta_engine_plan_text(e, &text), "not built yet");
   REFUSED(regatta_engine_plan_fingerprint(e, &u), "not built yet");
+  /* No failed call has written. */
+  CHECK(text == (const char*)&grad && data == &grad && n == 7 && m == 7 && d == 7 && u == 7);
+  CHECK(MARKED(part) && MARKED(figures) && MARKED(state) && MARKED(bytes));
   OK(regatta_engine_build(e));
   REFUSED(regatta_engine_build(e), "regatta_engine_build: the engine is built already");
-  REFUSED(regatta_engine_add_group(e, "h", "reg", NULL, 1, NULL),
+  REFUSED(regatta_engine_add_group(e, "h", "reg", NULL, 1, &n),
           "regatta_engine_add_group: the engine is built already");
-  REFUSED(regatta_engine_add_param(e, "V", shape, 2, REGATTA_F32, NULL, 0, NULL), "built already");
+  REFUSED(regatta_engine_add_param(e, "V", shape, 2, REGATTA_F32, NULL, 0, &n), "built already");
+  CHECK(n == 7);
   REFUSED(regatta_engine_set_option(e, "clip", "1"), "built already");
   REFUSED(regatta_engine_set_grad_dtype(e, 0, REGATTA_F32), "built already");
   REFUSED(regatta_engine_set_block_rows(e, 0, shape, 1), "built already");
@@ -215,12 +230,42 @@ static void order_of_calls(regatta_transport* t) {
   OK(regatta_engine_destroy(e));
 }
 
+/* The weights, state and loss scale of both are the same to the bit. */
+static void check_twins(regatta_engine* a, regatta_engine* b) {
+  int p, i, n = 0, m = 0;
+  int64_t numel = 0;
+  double scale_a = 0, scale_b = 0;
+  void *of_a = NULL, *of_b = NULL;
+  uint64_t plan_a = 0, plan_b = 1;
+  for (p = 0; p < 2; ++p) {
+    OK(regatta_engine_param(a, p, &of_a, &numel, NULL));
+    OK(regatta_engine_param(b, p, &of_b, NULL, NULL));
+    CHECK(memcmp(of_a, of_b, (size_t)numel * (p == 0 ? 4 : 2)) == 0);
+  }
+  OK(regatta_engine_state_count(a, &n));
+  OK(regatta_engine_state_count(b, &m));
+  CHECK(n == m);
+  for (i = 0; i < n; ++i) {
+    regatta_state_part one, other;
+    OK(regatta_engine_state_part(a, i, &one, sizeof one));
+    OK(regatta_engine_state_part(b, i, &other, sizeof other));
+    CHECK(memcmp(one.data, other.data, (size_t)one.numel * (one.dtype == REGATTA_F32 ? 4 : 2)) == 0);
+  }
+  OK(regatta_engine_loss_scale(a, &scale_a));
+  OK(regatta_engine_loss_scale(b, &scale_b));
+  CHECK(scale_a == scale_b);
+  OK(regatta_engine_plan_fingerprint(a, &plan_a));
+  OK(regatta_engine_plan_fingerprint(b, &plan_b));
+  CHECK(plan_a == plan_b);
+}
+
 static void stepping(regatta_transport* t) {
   float grad[24] = {1, 2, 3};
   regatta_engine* e = unbuilt(t);
+  regatta_engine* twin = unbuilt(t); /* that no wrong call is made to */
   const char* text = NULL;
   void* data = NULL;
-  int n = 0, i;
+  int n = 7, i;
   int64_t m = 7;
   double d = 0;
   uint64_t u = 0;
@@ -230,18 +275,28 @@ static void stepping(regatta_transport* t) {
   regatta_state_part state;
   regatta_wire_bytes bytes;
   OK(regatta_engine_build(e));
-  REFUSED(regatta_engine_param(e, 2, &data, NULL, NULL), "param is 2; the engine has 2 parameters");
-  REFUSED(regatta_engine_param(e, -1, &data, NULL, NULL), "param is -1");
+  OK(regatta_engine_build(twin));
+  MARK(part), MARK(report), MARK(figures), MARK(state), MARK(bytes);
+  REFUSED(regatta_engine_param(e, 2, &data, &m, &n), "param is 2; the engine has 2 parameters");
+  REFUSED(regatta_engine_param(e, -1, &data, &m, &n), "param is -1");
   REFUSED(regatta_engine_param(e, 0, NULL, NULL, NULL), "data is NULL");
   REFUSED(regatta_engine_param_block_count(e, 5, &n), "param is 5");
   REFUSED(regatta_engine_param_block_count(e, 0, NULL), "count is NULL");
   REFUSED(regatta_engine_param_block(e, 0, 1, &part), "block is 1; parameter W has 1");
+  REFUSED(regatta_engine_param_block(e, 0, -1, &part), "block is -1; parameter W has 1");
+  REFUSED(regatta_engine_param_block(e, -1, 0, &part), "param is -1");
+  REFUSED(regatta_engine_param_block_count(e, -1, &n), "param is -1");
   REFUSED(regatta_engine_param_block(e, 9, 0, &part), "param is 9");
   REFUSED(regatta_engine_param_block(e, 0, 0, NULL), "part is NULL");
+  CHECK(data == NULL && m == 7 && n == 7 && MARKED(part));
+  OK(regatta_engine_param(twin, 0, &data, &m, NULL));
+  for (i = 0; i < 24; ++i) ((float*)data)[i] = 0.5F;
+  OK(regatta_engine_publish_params(twin));
   OK(regatta_engine_param(e, 0, &data, &m, NULL));
   CHECK(m == 24);
   for (i = 0; i < 24; ++i) ((float*)data)[i] = 0.5F;
   OK(regatta_engine_publish_params(e));
+  m = 7;
   REFUSED(regatta_engine_add_grad(e, 2, grad, 24, REGATTA_F32), "param is 2; the engine has 2 parameters");
   REFUSED(regatta_engine_add_grad(e, -7, grad, 24, REGATTA_F32), "param is -7");
   REFUSED(regatta_engine_add_grad(e, 0, NULL, 24, REGATTA_F32), "the gradient of parameter W is NULL; expected 24");
@@ -255,15 +310,23 @@ static void stepping(regatta_transport* t) {
   REFUSED(regatta_engine_loss_scale(e, NULL), "scale is NULL");
   REFUSED(regatta_engine_step(e, NAN, NULL, 0), "lr is nan; expected a finite number");
   REFUSED(regatta_engine_step(e, INFINITY, NULL, 0), "lr is inf");
+  REFUSED(regatta_engine_step(e, -INFINITY, NULL, 0), "lr is -inf");
   REFUSED(regatta_engine_step(e, 0.1, &report, 8), "the struct has room for 8 bytes; expected sizeof");
+  REFUSED(regatta_engine_step(e, 0.1, &report, sizeof report - 1), "the struct has room for");
+  CHECK(m == 7 && MARKED(report));
   OK(regatta_engine_add_grad(e, 0, grad, 24, REGATTA_F32));
+  OK(regatta_engine_add_grad(twin, 0, grad, 24, REGATTA_F32));
   REFUSED(regatta_engine_add_grad(e, 0, grad, 24, REGATTA_F32), "parameter W got more than 1 gradients in one step");
   OK(regatta_engine_step(e, 0.1, &report, sizeof report));
   CHECK(report.step == 1 && report.skipped == 0);
+  OK(regatta_engine_step(twin, 0.1, NULL, 0));
   REFUSED(regatta_engine_group_figures(e, 1, &figures, sizeof figures), "group is 1; the engine has 1 groups");
+  REFUSED(regatta_engine_group_figures(e, -1, &figures, sizeof figures), "group is -1");
   REFUSED(regatta_engine_group_figures(e, 0, NULL, sizeof figures), "NULL");
   REFUSED(regatta_engine_group_figures(e, 0, &figures, 1), "room for 1 bytes");
   REFUSED(regatta_engine_param_figures(e, 2, &figures, sizeof figures), "param is 2; the engine has 2 parameters");
+  REFUSED(regatta_engine_param_figures(e, -1, &figures, sizeof figures), "param is -1");
+  REFUSED(regatta_engine_param_figures(e, 0, &figures, sizeof figures - 1), "the struct has room for");
   REFUSED(regatta_engine_param_figures(e, 0, NULL, sizeof figures), "NULL");
   REFUSED(regatta_engine_state_count(e, NULL), "count is NULL");
   OK(regatta_engine_state_count(e, &n));
@@ -271,8 +334,12 @@ static void stepping(regatta_transport* t) {
   REFUSED(regatta_engine_state_part(e, n, &state, sizeof state), "index is 5; the engine has 5 parts of state");
   REFUSED(regatta_engine_state_part(e, -1, &state, sizeof state), "index is -1");
   REFUSED(regatta_engine_state_part(e, 0, NULL, sizeof state), "NULL");
+  REFUSED(regatta_engine_state_part(e, 0, &state, sizeof state - 1), "the struct has room for");
+  CHECK(MARKED(figures) && MARKED(state));
   OK(regatta_engine_state_part(e, 0, &state, sizeof state));
   REFUSED(regatta_engine_load_state(e, 77, grad, 24, REGATTA_F32), "index is 77");
+  REFUSED(regatta_engine_load_state(e, -1, grad, 24, REGATTA_F32), "index is -1");
+  REFUSED(regatta_engine_load_state(e, 0, grad, state.numel - 1, REGATTA_F32), "elements; expected");
   REFUSED(regatta_engine_load_state(e, 0, NULL, state.numel, REGATTA_F32), "is NULL; expected");
   REFUSED(regatta_engine_load_state(e, 0, grad, 1000, REGATTA_F32), "has 1000 elements; expected");
   REFUSED(regatta_engine_load_state(e, 0, grad, state.numel, REGATTA_BF16), "is given as bf16; expected f32");
@@ -282,6 +349,8 @@ static void stepping(regatta_transport* t) {
   REFUSED(regatta_engine_state_bytes(e, NULL), "bytes is NULL");
   REFUSED(regatta_engine_planned_bytes(e, NULL, sizeof bytes), "NULL");
   REFUSED(regatta_engine_planned_bytes(e, &bytes, 3), "room for 3 bytes");
+  REFUSED(regatta_engine_planned_bytes(e, &bytes, sizeof bytes - 1), "the struct has room for");
+  CHECK(MARKED(bytes));
   REFUSED(regatta_engine_plan_text(e, NULL), "text is NULL");
   REFUSED(regatta_engine_plan_fingerprint(e, NULL), "fingerprint is NULL");
   OK(regatta_engine_plan_text(e, &text));
@@ -289,6 +358,7 @@ static void stepping(regatta_transport* t) {
   OK(regatta_engine_plan_fingerprint(e, &u));
   OK(regatta_engine_loss_scale(e, &d));
   CHECK(d == 1);
+  check_twins(e, twin);
 
   /* A gradient that is not finite is skipped by name, and nothing is touched. */
   m = 0;
@@ -298,7 +368,16 @@ static void stepping(regatta_transport* t) {
   CHECK(report.skipped == 1 && strcmp(report.culprit, "W") == 0 && report.step == 1);
   OK(regatta_engine_step_count(e, &m));
   CHECK(m == 1);
+  check_twins(e, twin);
+  grad[5] = 1; /* and the next step is made of its own gradient alone */
+  for (i = 0; i < 2; ++i) {
+    OK(regatta_engine_add_grad(i == 0 ? e : twin, 0, grad, 24, REGATTA_F32));
+    OK(regatta_engine_step(i == 0 ? e : twin, 0.05, &report, sizeof report));
+    CHECK(report.step == 2 && report.skipped_steps == 1 - i);
+  }
+  check_twins(e, twin);
   OK(regatta_engine_destroy(e));
+  OK(regatta_engine_destroy(twin));
 }
 
 /* Ranks that disagree learn the difference, and a rank that gives up is heard. */
@@ -356,7 +435,7 @@ int main(void) {
   OK(regatta_transport_destroy(t));
   CHECK(pthread_create(&threads[0], NULL, has_not_failed, NULL) == 0);
   CHECK(pthread_join(threads[0], NULL) == 0);
-  OK(regatta_transport_local(2, "deadline_seconds=20", two));
+  OK(regatta_transport_local(2, "deadline_seconds=120", two));
   for (i = 0; i < 2; ++i) CHECK(pthread_create(&threads[i], NULL, disagree, two[i]) == 0);
   for (i = 0; i < 2; ++i) CHECK(pthread_join(threads[i], NULL) == 0);
   printf("%d checks of wrong calls\n", checks_made);

@@ -4,6 +4,8 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <random>
@@ -226,6 +228,162 @@ TEST(Command, SaysWhatItWouldChangeAndRefusesWhatCannotBe) {
     command.group = Command::all_groups;
     EXPECT_EQ(refused(command), "accepted");
     EXPECT_NE(refused(command).find("waiting"), std::string::npos);
+  });
+}
+
+TEST(Command, EveryWrongFormIsRefusedAndChangesNothing) {
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
+  struct Wrong {
+    std::uint32_t fields;
+    int group;
+    double value;
+    const char* text;
+  };
+  const std::vector<Wrong> cases{
+      {0, -1, 0, "changes nothing"},
+      {32, -1, 0, "changes nothing"},
+      {Command::lr_given, -1, nan, "lr is nan; expected a learning rate from 0 to 1e6"},
+      {Command::lr_given, 0, -0.5, "lr is -0.5"},
+      {Command::lr_given, 1, inf, "lr is inf"},
+      {Command::lr_given, -1, 1000001, "lr is 1000001"},
+      {Command::clip_given, -1, nan, "clip is nan; expected 0 (off) or more"},
+      {Command::clip_given, -1, -1, "clip is -1"},
+      {Command::clip_given, -1, inf, "clip is inf"},
+      {Command::clip_given, 0, 1, "clip is of the whole gradient; give it without a group"},
+      {Command::clip_given, 1, 1, "give it without a group"},
+      {Command::lr_given, -2, 0.1, "there is no group -2; the groups are matrices, rest"},
+      {Command::lr_given, 2, 0.1, "there is no group 2"},
+      {Command::lr_given, std::numeric_limits<int>::max(), 0.1, "there is no group 2147483647"},
+      {Command::weight_decay_given, -1, -0.5, "weight_decay of rule reg is \"-0.5\""},
+      {Command::weight_decay_given, 1, inf, "weight_decay of rule adamw is \"inf\""},
+      {Command::weight_decay_given, 0, nan, "weight_decay of rule reg"},
+      {Command::momentum_given, -1, 1, "momentum of rule reg is \"1\"; expected a number in [0, 1)"},
+      {Command::momentum_given, 0, -0.5, "momentum of rule reg"},
+      {Command::momentum_given, 0, nan, "momentum of rule reg"},
+      {Command::momentum_given, 1, 0.5, "group rest has no setting momentum"},
+      {Command::rho_given, -1, -1, "rho of rule reg"},
+      {Command::rho_given, 0, inf, "rho of rule reg"},
+      {Command::rho_given, 1, 0.5, "group rest has no setting rho"},
+  };
+  testing::run_ranks(2, [&](Transport& transport) {
+    Engine engine(params(), usual_groups(), Mesh({{"dp", 2}}), transport, engine_options(1));
+    put(engine, initial());
+    const auto texts = [&] {
+      return engine.groups()[0].rule->settings_text() + engine.groups()[1].rule->settings_text();
+    };
+    const std::string before = texts();
+    for (const Wrong& wrong : cases) {
+      Command command = settings(wrong.fields | Command::weight_decay_given);  // what is right beside it, neither
+      if (wrong.text == std::string("changes nothing")) command.fields = wrong.fields;
+      command.group = wrong.group;
+      command.weight_decay = 0.25;
+      command.lr = command.momentum = command.rho = command.clip = wrong.value;
+      if (wrong.fields == Command::weight_decay_given) command.weight_decay = wrong.value;
+      const std::vector<std::function<void()>> doors{[&] { engine.changes_of(command); },
+                                                     [&] { engine.apply(command); }, [&] { engine.post(command); }};
+      for (std::size_t door = 0; door < doors.size(); ++door) {
+        const std::string text = door == 2 && transport.rank() == 1 ? "rank 1 cannot post a command" : wrong.text;
+        try {
+          doors[door]();
+          ADD_FAILURE() << "taken by door " << door << "; expected '" << text << "'";
+        } catch (const Error& error) {
+          EXPECT_EQ(error.code(), Code::invalid_argument);
+          EXPECT_NE(std::string(error.what()).find(text), std::string::npos) << error.what();
+        }
+      }
+    }
+    EXPECT_EQ(texts(), before);
+    EXPECT_EQ(engine.options().clip, 1);
+    StepReport report;
+    make_step(engine, 1, 0.01, &report);
+    EXPECT_EQ(report.command.kind, Command::Kind::none);  // none of them was sent
+    EXPECT_EQ(report.lr, 0.01);
+    Command least = settings(Command::lr_given), most = least, off = settings(Command::clip_given);
+    most.lr = 1e6;
+    for (const Command& right : {least, most, off}) EXPECT_NO_THROW(engine.changes_of(right));
+  });
+}
+
+// A second one does not push out the first; a kind that is the trainer's affair reaches all ranks as it was posted.
+TEST(Command, ReachesAllRanksAsItWasPosted) {
+  const Command::Kind kinds[] = {Command::Kind::set, Command::Kind::pause, Command::Kind::resume, Command::Kind::drain,
+                                 Command::Kind::save};
+  testing::run_ranks(3, [&](Transport& transport) {
+    Engine engine(params(), usual_groups(), Mesh({{"dp", 3}}), transport, engine_options(1));
+    put(engine, initial());
+    int step = 0;
+    for (const Command::Kind kind : kinds) {
+      Command command = settings(31);
+      command.kind = kind;
+      command.number = (std::uint64_t{1} << 63) + static_cast<std::uint64_t>(step);
+      command.lr = 0.25;
+      command.weight_decay = 0.125;
+      command.momentum = 0.75;
+      command.rho = 0.375;
+      command.clip = 3;
+      if (transport.rank() == 0) {
+        engine.post(command);
+        Command second = command;
+        second.number = 1;
+        EXPECT_THROW(engine.post(second), Error);
+      }
+      StepReport report;
+      make_step(engine, ++step, 0.01, &report);
+      EXPECT_EQ(std::memcmp(&report.command, &command, sizeof command), 0) << "rank " << transport.rank();
+      make_step(engine, ++step, 0.01, &report);  // once only
+      EXPECT_EQ(report.command.kind, Command::Kind::none);
+      EXPECT_EQ(report.command.number, 0U);
+      EXPECT_EQ(report.lr, 0.25);  // set by the first, untouched by the others
+      EXPECT_EQ(engine.options().clip, 3);
+    }
+  });
+}
+
+// From what to what, for every setting and group, in the middle of a job.
+TEST(Command, ChangesAreFromWhatHoldsNow) {
+  testing::run_ranks(1, [&](Transport& transport) {
+    Engine engine(params(), usual_groups(), Mesh({{"dp", 1}}), transport, engine_options(1));
+    put(engine, initial());
+    make_step(engine, 1, 0.02);
+    const auto expect = [&](const Command& command, const std::vector<SettingChange>& expected) {
+      const std::vector<SettingChange> changes = engine.changes_of(command);
+      ASSERT_EQ(changes.size(), expected.size());
+      for (std::size_t i = 0; i < changes.size(); ++i) {
+        EXPECT_EQ(changes[i].group, expected[i].group) << i;
+        EXPECT_EQ(changes[i].name, expected[i].name) << i;
+        EXPECT_EQ(changes[i].from, expected[i].from) << i;
+        EXPECT_EQ(changes[i].to, expected[i].to) << i;
+      }
+      engine.apply(command);
+    };
+    Command command = settings(31);
+    command.lr = 0.25;
+    command.weight_decay = 0.125;
+    command.momentum = 0.75;
+    command.rho = 0.375;
+    command.clip = 3;
+    expect(command, {{"matrices", "lr", 0.02, 0.25},
+                     {"rest", "lr", 0.01, 0.125},
+                     {"", "clip", 1, 3},
+                     {"matrices", "weight_decay", 0.01, 0.125},
+                     {"rest", "weight_decay", 0.01, 0.125},
+                     {"matrices", "momentum", 0.95, 0.75},
+                     {"matrices", "rho", 0.2, 0.375}});
+    make_step(engine, 2, 0.02);  // with the commanded one
+    command = settings(Command::lr_given | Command::weight_decay_given);
+    command.group = 1;
+    command.lr = 0.5;
+    command.weight_decay = 0;
+    expect(command, {{"rest", "lr", 0.125, 0.5}, {"rest", "weight_decay", 0.125, 0}});
+    make_step(engine, 3, 0.02);
+    command.lr = 0.75;
+    command.fields = Command::lr_given;
+    expect(command, {{"rest", "lr", 0.5, 0.75}});
+    command.group = 0;
+    expect(command, {{"matrices", "lr", 0.25, 0.75}});
+    command.group = Command::all_groups;
+    command.lr = 1;
+    expect(command, {{"matrices", "lr", 0.75, 1}, {"rest", "lr", 0.75, 0.5}});
   });
 }
 

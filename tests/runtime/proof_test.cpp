@@ -170,5 +170,160 @@ TEST(Proof, SeesOneWrongBitOfOneNorm) {
   }
 }
 
+// What one proof of `param` compares: its weights and everything its rule keeps of it.
+std::int64_t numbers_of(const sharding::Plan& plan, int param, const Rule& rule) {
+  std::int64_t count = 0;
+  for (const MatrixShape& block : plan.params()[param].blocks) {
+    count += block.numel();
+    for (const StateSpec& state : rule.state(DType::f32)) count += state_shape(state.extent, block).numel();
+  }
+  return count;
+}
+
+TEST(Proof, EveryRankProvesEveryParameterAndAllHearTheSame) {
+  std::set<std::pair<int, int>> drawn;
+  std::mutex mutex;
+  testing::run_ranks(4, [&](Transport& transport) {
+    EngineOptions options;
+    options.proof_every = 1;
+    options.bucket_bytes = 200;
+    options.cut = sharding::Cut::element;
+    std::vector<Param> all{{"w", {5, 6}}, {"v", {9}}, {"x", {7, 3}}};
+    all[1].group = 1;
+    const std::vector<Group> rules{{"reg", make_rule("reg", {}), 1}, {"adamw", make_rule("adamw", {}), 1}};
+    Engine engine(all, rules, Mesh({{"dp", 4}}), transport, options);
+    engine.publish_params();
+    std::vector<float> grad(30);
+    for (int step = 0; step < 100; ++step) {
+      for (std::size_t i = 0; i < grad.size(); ++i) grad[i] = std::sin(static_cast<float>(i + 7 * step));
+      for (int p = 2; p >= 0; --p) engine.add_grad(p, grad.data() + transport.rank() % 2, DType::f32);
+      const StepReport report = engine.step(0.01);
+      ASSERT_TRUE(report.proof);
+      const ProofReport& proof = *report.proof;
+      EXPECT_EQ(proof.differing, 0);
+      EXPECT_EQ(proof.compared, numbers_of(engine.plan(), proof.param, *rules[all[proof.param].group].rule));
+      // Its messages are its own.
+      const sharding::WireBytes planned = engine.plan().wire_bytes(transport.rank());
+      EXPECT_EQ(report.bytes.total(), planned.total());
+      EXPECT_EQ(report.bytes.exchange, planned.exchange);
+      if (step % 10 == 0) {
+        const std::string told = std::to_string(proof.param) + " " + std::to_string(proof.rank);
+        for (const std::string& other : transport.gather_strings(told, "what was drawn")) EXPECT_EQ(other, told);
+      }
+      const std::scoped_lock lock(mutex);
+      drawn.insert({proof.param, proof.rank});
+    }
+  });
+  EXPECT_EQ(drawn.size(), 12U) << "in 100 steps every rank computes every parameter";
+}
+
+TEST(Proof, ComparesTheSmallStatesOfMatricesToo) {
+  if (!kernels::has_matmul()) GTEST_SKIP() << "no BLAS in this build";
+  for (const char* rule : {"muon", "adamuon", "normuon", "namo", "namo_d", "trasmuon"}) {
+    const auto made = make_rule(rule, {});
+    testing::run_ranks(2, [&](Transport& transport) {
+      EngineOptions options;
+      options.proof_every = 1;
+      Engine engine({{"w", {6, 8}}}, {{rule, made, 1}}, Mesh({{"dp", 2}}), transport, options);
+      engine.publish_params();
+      std::vector<float> grad(48);
+      for (int step = 0; step < 3; ++step) {
+        for (std::size_t i = 0; i < grad.size(); ++i) grad[i] = std::sin(static_cast<float>(i * i + 3 * step));
+        engine.add_grad(0, grad.data(), DType::f32);
+        const StepReport report = engine.step(0.01);
+        EXPECT_EQ(report.proof->compared, numbers_of(engine.plan(), 0, *made)) << rule;
+        EXPECT_EQ(report.proof->differing, 0) << rule;
+      }
+    });
+  }
+}
+
+/// AdamW that gets one number of one array wrong in every run but those that begin a parameter.
+class Wrong : public Rule {
+ public:
+  enum class Where { first, last };
+  Wrong(int array, Where where) : array_(array), where_(where) {}
+  std::string_view name() const override { return "wrong"; }
+  std::string settings_text() const override { return "wrong"; }
+  sharding::View view(MatrixShape block) const override { return right_->view(block); }
+  std::vector<StateSpec> state(DType momentum_dtype) const override { return right_->state(momentum_dtype); }
+  void update(const RunTensors& run, MatrixShape block, const StepInfo& info, DType momentum_dtype, ThreadPool& pool,
+              kernels::SweepHealth& health) const override {
+    right_->update(run, block, info, momentum_dtype, pool, health);
+    if (run.run.begin == 0) return;
+    float* const values = array_ < 2 ? static_cast<float*>(run.state[array_]) : run.weight;
+    values[where_ == Where::first ? 0 : run.run.numel() - 1] += 0.5F;
+  }
+
+ private:
+  const std::shared_ptr<const Rule> right_ = make_rule("adamw", {});
+  int array_;
+  Where where_;
+};
+
+TEST(Proof, CountsEveryNumberThatDiffersInEveryArray) {
+  for (int array = 0; array < 3; ++array)
+    for (const Wrong::Where where : {Wrong::Where::first, Wrong::Where::last}) {
+      const auto rule = std::make_shared<Wrong>(array, where);
+      testing::run_ranks(3, [&](Transport& transport) {
+        EngineOptions options;
+        options.proof_every = 1;
+        options.cut = sharding::Cut::element;
+        Engine engine({{"a", {96}}, {"b", {4, 24}}}, {{"wrong", rule, 1}}, Mesh({{"dp", 3}}), transport, options);
+        engine.publish_params();
+        std::int64_t pieces[2] = {};
+        for (int rank = 0; rank < 3; ++rank)
+          for (const sharding::Piece& piece : engine.plan().layout(rank).pieces)
+            pieces[piece.param] += piece.part.run.begin > 0 ? 1 : 0;
+        EXPECT_GE(pieces[0] + pieces[1], 2);
+        const std::vector<float> grad(96, 1.0F);
+        std::set<int> seen;
+        for (int step = 0; step < 12; ++step) {
+          for (const int p : {1, 0}) engine.add_grad(p, grad.data(), DType::f32);
+          const StepReport report = engine.step(0.01);
+          seen.insert(report.proof->param);
+          EXPECT_EQ(report.proof->differing, pieces[report.proof->param])
+              << "array " << array << ", rank " << transport.rank() << ", step " << step;
+        }
+        EXPECT_EQ(seen.size(), 2U);
+      });
+    }
+}
+
+// Steps that are skipped prove nothing and are not counted; the one that stops the job is named by its number.
+TEST(Proof, IsDueByStepsThatWereMade) {
+  const std::vector<float> fine(96, 1.0F), bad(96, std::numeric_limits<float>::infinity());
+  for (const bool wrong : {false, true}) {
+    const std::shared_ptr<const Rule> rule =
+        wrong ? std::make_shared<Wrong>(2, Wrong::Where::first) : make_rule("adamw", {});
+    std::vector<int> proven;
+    std::string stopped;
+    try {
+      testing::run_ranks(2, [&](Transport& transport) {
+        EngineOptions options;
+        options.proof_every = 3;
+        options.proof_stops = wrong;
+        options.cut = sharding::Cut::element;
+        Engine engine({{"alone", {96}}}, {{"all", rule, 1}}, Mesh({{"dp", 2}}), transport, options);
+        engine.publish_params();
+        for (int turn = 1; turn <= 10; ++turn) {
+          engine.add_grad(0, turn == 2 || turn == 5 ? bad.data() : fine.data(), DType::f32);
+          const StepReport report = engine.step(0.01);
+          if (report.proof && transport.rank() == 0) proven.push_back(turn);
+        }
+      });
+    } catch (const Error& error) {
+      stopped = error.what();
+    }
+    if (wrong) {
+      EXPECT_EQ(stopped, "step 3: 1 numbers of alone differ from the same step computed on one rank");
+      EXPECT_TRUE(proven.empty());
+    } else {
+      EXPECT_EQ(stopped, "");
+      EXPECT_EQ(proven, (std::vector<int>{4, 8}));  // steps 3 and 6
+    }
+  }
+}
+
 }  // namespace
 }  // namespace regatta

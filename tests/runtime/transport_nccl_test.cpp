@@ -17,9 +17,11 @@
 #include "runtime/transport/nccl/nccl_transport.h"
 #include "tests/runtime/transport_contract.h"
 #include "tests/support/emulated_device.h"
+#include "tests/support/job_run.h"
 #include "tests/support/late_device.h"
 #include "tests/support/recorded_case.h"
 #include "tests/support/spmd.h"
+#include "tests/support/usual_job.h"
 
 namespace regatta {
 
@@ -244,6 +246,25 @@ TEST(NcclEngine, GivesTheBitsOfLocal) {
         EXPECT_EQ(tensor.values, nccl.tensors.at(name).values) << name << ", streams " << streams;
     }
   }
+}
+
+// Where the device decides whether a step happens: what every step tells, with commands, skipped steps and a new engine
+// on the way.
+TEST(NcclEngine, TellsAndLeavesWhatIsComputedApart) {
+  const WholeJob job = eventful_job(51);
+  const JobBits one = JobRun(job, {}).run();
+  for (const JobLayout& layout :
+       {JobLayout{.mesh = "dp=1", .bucket_bytes = 300},
+        JobLayout{.mesh = "dp=2", .bucket_bytes = 300, .move_before = 3},
+        JobLayout{.mesh = "dp=2,tp=2", .cut = sharding::Cut::element, .bucket_bytes = 500, .place = "tp:1"},
+        JobLayout{.mesh = "dp=2", .mode = Mode::zero2, .bucket_bytes = 200},
+        JobLayout{.mesh = "dp=2", .mode = Mode::sharded, .place = "dp:flat"}})
+    for (const bool late : {false, true}) {
+      JobRun run(job, layout);
+      expect_good(run_nccl_ranks(
+          sharding::Mesh::parse(layout.mesh).world_size(), late ? test_transport_options() : nccl_options(),
+          [&](Transport& t) { run.rank(t, &one); }, [] { return late_device(); }));
+    }
 }
 
 TEST(NcclEngine, NeedsItsDevice) {

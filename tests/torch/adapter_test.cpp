@@ -200,6 +200,104 @@ TEST(Attachment, AnErrorOfTheEngineComesOutOfBackward) {
   });
 }
 
+// Against an engine that is given the gradients by hand: several micro-batches, parameters that a step does not use,
+// and gradients of awkward strides.
+TEST(Attachment, StepByStepAsGradientsGivenByHand) {
+  for (const torch::ScalarType type : {torch::kFloat, torch::kBFloat16}) {
+    testing::run_ranks(1, [&](Transport& transport) {
+      Toy attached, by_hand;
+      attached.to(type);
+      by_hand.to(type);
+      EngineOptions options;
+      options.micro_batches = 2;
+      const std::vector<ModuleParam> params = module_params(attached), plain = module_params(by_hand);
+      Engine engine(describe(params), groups("reg"), sharding::Mesh(), transport, options);
+      Engine other(describe(plain), groups("reg"), sharding::Mesh(), transport, options);
+      for (std::size_t i = 0; i < plain.size(); ++i)
+        other.write_param(static_cast<int>(i), plain[i].tensor.detach().contiguous().data_ptr());
+      other.publish_params();
+      const EngineAttachment attachment(params, engine);
+      const auto loss = [](Toy& toy, int step, int k) {
+        torch::Tensor all = (toy.hidden->weight.t() * (1 + step + k)).square().sum();
+        if (step % 2 == 0) all = all + toy.forward(tokens()).square().sum() * (k - 2);
+        if (step != 1) all = all + toy.unused.select(1, k).sum() * step;
+        return all;
+      };
+      for (int step = 0; step < 4; ++step) {
+        for (int k = 0; k < 2; ++k) {
+          loss(attached, step, k).backward();
+          for (const ModuleParam& param : params) EXPECT_FALSE(param.tensor.grad().defined()) << param.name;
+          loss(by_hand, step, k).backward();
+          for (std::size_t i = plain.size(); i-- > 0;) {
+            torch::Tensor& grad = const_cast<torch::Tensor&>(plain[i].tensor).mutable_grad();
+            if (!grad.defined()) continue;
+            other.add_grad(static_cast<int>(i), grad.contiguous().data_ptr(), dtype_of(grad, plain[i].name));
+            grad.reset();
+          }
+        }
+        const StepReport mine = engine.step(0.1), expected = other.step(0.1);
+        EXPECT_GT(mine.grad_norm, 0);
+        EXPECT_EQ(mine.grad_norm, expected.grad_norm) << "step " << step;
+        for (std::size_t i = 0; i < plain.size(); ++i) {
+          torch::Tensor values = torch::empty_like(plain[i].tensor);
+          other.read_param(static_cast<int>(i), values.data_ptr());
+          EXPECT_TRUE(params[i].tensor.equal(values)) << plain[i].name << ", step " << step;
+          const_cast<torch::Tensor&>(plain[i].tensor).set_data(values);
+        }
+      }
+    });
+  }
+}
+
+TEST(ModuleParams, KindsByNameAndShape) {
+  struct Named : torch::nn::Module {
+    Named() {
+      for (const char* name : {"embed_tokens", "embedding_bias", "lm_head", "lm_head_bias", "norm"})
+        register_parameter(name, std::string(name).find("bias") != std::string::npos || name == std::string("norm")
+                                     ? torch::ones({3})
+                                     : torch::ones({3, 2}));
+      register_parameter("conv", torch::ones({2, 3, 4}));
+      register_parameter("frozen", torch::ones({2, 2}), false);
+    }
+  };
+  const Named module;
+  std::map<std::string, ParamKind> kinds;
+  std::map<std::string, std::vector<std::int64_t>> shapes;
+  const std::vector<ModuleParam> params = module_params(module);
+  for (const ModuleParam& param : params) kinds[param.name] = param.kind;
+  for (const Param& param : describe(params)) shapes[param.name] = param.shape;
+  EXPECT_EQ(kinds, (std::map<std::string, ParamKind>{{"embed_tokens", ParamKind::embedding},
+                                                     {"embedding_bias", ParamKind::vector},
+                                                     {"lm_head", ParamKind::head},
+                                                     {"lm_head_bias", ParamKind::vector},
+                                                     {"norm", ParamKind::vector},
+                                                     {"conv", ParamKind::matrix}}));
+  EXPECT_EQ(shapes["conv"], (std::vector<std::int64_t>{2, 3, 4}));
+}
+
+TEST(Attachment, ARefusedOneLeavesTheModuleAsItWas) {
+  testing::run_ranks(1, [](Transport& transport) {
+    Toy toy, other;
+    const std::vector<ModuleParam> params = module_params(toy);
+    std::vector<Param> described = describe(params);
+    described.back().dtype = DType::bf16;  // the last one does not fit
+    Engine engine(described, groups("adamw"), sharding::Mesh(), transport, {});
+    std::vector<void*> before;
+    for (const ModuleParam& param : params) before.push_back(param.tensor.data_ptr());
+    try {
+      const EngineAttachment attachment(params, engine);
+      ADD_FAILURE() << "taken";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::invalid_argument);
+      EXPECT_NE(std::string(error.what()).find("parameter '" + params.back().name + "'"), std::string::npos)
+          << error.what();
+    }
+    for (std::size_t i = 0; i < params.size(); ++i) EXPECT_EQ(params[i].tensor.data_ptr(), before[i]) << params[i].name;
+    toy.forward(tokens()).sum().backward();
+    EXPECT_TRUE(toy.hidden->weight.grad().defined());  // and nothing was hooked
+  });
+}
+
 TEST(Attachment, ParamsOfAnotherModuleAreRefused) {
   testing::run_ranks(1, [](Transport& transport) {
     Toy toy;
