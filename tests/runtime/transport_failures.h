@@ -1,8 +1,10 @@
 #pragma once
 // What every transport must do when something fails, as bodies that each rank of two or more runs on a transport of its
 // own, which is dead afterwards. A body throws when something is wrong, and returns when the other ranks no longer need
-// this one.
+// this one. `meet` is a meeting of all ranks by other means than the transport: a rank that has come through a barrier
+// of the transport may fail while others are still in it, which then rightly fails there.
 
+#include <barrier>
 #include <functional>
 #include <string>
 #include <vector>
@@ -34,6 +36,8 @@ inline void await_failures(Transport& t, const std::vector<int>& ranks) {
     return std::all_of(ranks.begin(), ranks.end(), [&](int r) { return peers[r].state == PeerStatus::State::failed; });
   });
 }
+
+using Meet = std::function<void()>;
 
 inline std::vector<int> all_ranks(const Transport& t) {
   std::vector<int> everyone(static_cast<std::size_t>(t.world_size()));
@@ -79,10 +83,11 @@ struct EveryCall {
 };
 
 /// The last rank aborts; all calls of all ranks answer with its reason, and everybody knows who failed first and why.
-inline void an_abort_answers_every_call(Transport& t) {
+inline void an_abort_answers_every_call(Transport& t, const Meet& meet) {
   const int culprit = t.world_size() - 1;
   EveryCall every(t);
   t.barrier("together");
+  meet();
   const TransportCounters before = t.counters();
   if (t.rank() == culprit) {
     t.abort("disk full: /out", Code::checkpoint);
@@ -123,9 +128,10 @@ inline void an_abort_answers_every_call(Transport& t) {
 }
 
 /// Rank 0 only passes on what rank 2 says; ranks 1 and 2 both fail by themselves. All ranks name rank 1.
-inline void the_first_culprit_is_named_by_all(Transport& t) {
+inline void the_first_culprit_is_named_by_all(Transport& t, const Meet& meet) {
   if (t.world_size() < 3) return;
   t.barrier("together");
+  meet();
   if (t.rank() == 0) t.abort("rank 2 stopped: two", Code::aborted, true);
   if (t.rank() == 1) t.abort("one", Code::device);
   if (t.rank() == 2) t.abort("two", Code::checkpoint);
@@ -137,19 +143,21 @@ inline void the_first_culprit_is_named_by_all(Transport& t) {
   require(peers[1].code == Code::device && peers[2].code == Code::checkpoint, "codes");
 }
 
-inline void a_reason_that_is_passed_on_stays_as_it_is(Transport& t) {
+inline void a_reason_that_is_passed_on_stays_as_it_is(Transport& t, const Meet& meet) {
   t.barrier("together");
+  meet();
   if (t.rank() == 1) t.abort("rank 5 stopped: elsewhere", Code::aborted, true);
   await_failures(t, {1});
   require_exactly(Code::aborted, "rank 5 stopped: elsewhere", [&] { t.barrier("step 7"); });
 }
 
 /// Reasons longer than there is room for are cut, not lost.
-inline void long_reasons_are_cut(Transport& t) {
+inline void long_reasons_are_cut(Transport& t, const Meet& meet) {
   std::string reason;
   for (int i = 0; i < 300; ++i) reason += std::to_string(i) + " ";
   const std::string cut = reason.substr(0, 495);
   t.barrier("together");
+  meet();
   if (t.rank() == 0) t.abort(reason, Code::device);
   await_failures(t, {0});
   require(t.peers()[0].reason == cut, "the reason arrives as far as there is room: " + t.peers()[0].reason);
@@ -158,12 +166,13 @@ inline void long_reasons_are_cut(Transport& t) {
 }
 
 /// What was done before stays done, what comes after fails; the code is the reducer's.
-inline void a_reducers_error_keeps_its_code(Transport& t) {
+inline void a_reducers_error_keeps_its_code(Transport& t, const Meet& meet) {
   const int culprit = t.world_size() - 1;
   EveryCall every(t);
   std::vector<int> value{t.rank() == 0 ? 11 : 0};
   const Ticket good = t.broadcast(writable_bytes_of(value), 0, "before");
   good.wait();
+  meet();
   const auto reduce = [&](auto, auto, auto) {
     if (t.rank() == culprit) throw Error(Code::non_finite, "NaN in W");
   };
@@ -196,12 +205,13 @@ inline void a_reducers_error_keeps_its_code(Transport& t) {
   require(good.done() && value[0] == 11, "what was done before stays done");
 }
 
-inline void counts_that_disagree_are_told(Transport& t, std::int64_t sent, std::int64_t expected) {
+inline void counts_that_disagree_are_told(Transport& t, const Meet& meet, std::int64_t sent, std::int64_t expected) {
   std::vector<std::byte> send(static_cast<std::size_t>(t.rank() == 0 ? sent : 0)),
       receive(static_cast<std::size_t>(t.rank() == 1 ? expected : 0));
   std::vector<std::int64_t> give(static_cast<std::size_t>(t.world_size()), 0), take = give;
   if (t.rank() == 0) give[1] = sent;
   if (t.rank() == 1) take[0] = expected;
+  meet();
   std::string sentence;
   try {
     t.exchange(send, give, receive, take, "line sums").wait();
@@ -220,13 +230,18 @@ inline void counts_that_disagree_are_told(Transport& t, std::int64_t sent, std::
   await_failures(t, all_ranks(t));
   require(t.peers()[1].code == Code::invalid_argument && !t.peers()[1].secondary, "whose mistake it is");
 }
-inline void fewer_bytes_than_expected_are_told(Transport& t) { counts_that_disagree_are_told(t, 8, 12); }
-inline void more_bytes_than_expected_are_told(Transport& t) { counts_that_disagree_are_told(t, 800, 5); }
+inline void fewer_bytes_than_expected_are_told(Transport& t, const Meet& meet) {
+  counts_that_disagree_are_told(t, meet, 8, 12);
+}
+inline void more_bytes_than_expected_are_told(Transport& t, const Meet& meet) {
+  counts_that_disagree_are_told(t, meet, 800, 5);
+}
 
 /// Ranks that call two groups in different orders get the right bytes or an error, never the other group's.
-inline void no_group_gets_anothers_message(Transport& t) {
+inline void no_group_gets_anothers_message(Transport& t, const Meet& meet) {
   const std::vector<int> everyone = all_ranks(t);
   const std::unique_ptr<Transport> a = t.split(everyone), b = t.split(everyone);
+  meet();
   std::vector<std::int64_t> give(everyone.size(), 0), take = give;
   if (t.rank() == 0) give[1] = 8;
   if (t.rank() == 1) take[0] = 8;
@@ -242,13 +257,14 @@ inline void no_group_gets_anothers_message(Transport& t) {
 }
 
 /// In a reduce-scatter of many tiles all ranks soon hang on the one that does not come: it is the one that is named.
-inline void the_rank_that_does_not_come_is_the_one_named(Transport& t) {
+inline void the_rank_that_does_not_come_is_the_one_named(Transport& t, const Meet& meet) {
   const int absent = t.world_size() - 1;
   const std::vector<std::int64_t> bounds =
       byte_bounds(std::vector<std::int64_t>(static_cast<std::size_t>(t.world_size()), 9 << 18));
   const SymmetricBuffer buffer = t.allocate(bounds.back());
   std::vector<int> others = all_ranks(t);
   others.pop_back();
+  meet();
   if (t.rank() != absent) {
     std::string sentence;
     Code code = Code::device;
@@ -269,9 +285,26 @@ inline void the_rank_that_does_not_come_is_the_one_named(Transport& t) {
   await_failures(t, others);
 }
 
+/// The meeting of ranks that are threads. One that throws must not be waited for.
+class ThreadsMeet {
+ public:
+  explicit ThreadsMeet(int ranks) : barrier_(ranks) {}
+  void run(Transport& t, void (*body)(Transport&, const Meet&)) {
+    try {
+      body(t, [this] { barrier_.arrive_and_wait(); });
+    } catch (...) {
+      barrier_.arrive_and_drop();
+      throw;
+    }
+  }
+
+ private:
+  std::barrier<> barrier_;
+};
+
 struct FailureCase {
   const char* name;
-  void (*body)(Transport&);
+  void (*body)(Transport&, const Meet&);
   std::chrono::milliseconds deadline = generous_deadline;
 };
 

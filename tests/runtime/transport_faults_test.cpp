@@ -29,9 +29,11 @@ class LocalFailure : public ::testing::TestWithParam<FailureCase> {};
 
 TEST_P(LocalFailure, IsTold) {
   const bool waits = GetParam().deadline == short_deadline;
-  for (const int ranks : waits ? std::vector{3} : std::vector{2, 3, 5})
-    EXPECT_NO_THROW(run_ranks(ranks, GetParam().body, with_deadline(GetParam().deadline)))
-        << "on " << ranks << " ranks";
+  for (const int ranks : waits ? std::vector{3} : std::vector{2, 3, 5}) {
+    ThreadsMeet meeting(ranks);
+    const auto body = [&](Transport& t) { meeting.run(t, GetParam().body); };
+    EXPECT_NO_THROW(run_ranks(ranks, body, with_deadline(GetParam().deadline))) << "on " << ranks << " ranks";
+  }
 }
 
 const auto name_of_case = [](const auto& info) { return std::string(info.param.name); };

@@ -9,8 +9,6 @@
 namespace regatta {
 namespace {
 
-/// MPI counts bytes in an int; longer data goes in several messages.
-constexpr std::int64_t longest_message = 64 << 20;
 /// Pieces of a reduce-scatter: receiving the next ones goes on while one is being summed.
 constexpr std::int64_t host_tile_bytes = 1 << 20;
 /// A device's launches want more to do; its staging, of all ranks and tiles ahead, stays within this if it can.

@@ -19,6 +19,9 @@ class Wait;
 
 class MessageTransport final : public Transport {
  public:
+  /// MPI counts bytes in an int; longer data goes in several messages.
+  static constexpr std::int64_t longest_message = 64 << 20;
+
   MessageTransport(int rank, std::vector<int> root_ranks, int group, std::shared_ptr<TransportShared> shared,
                    std::shared_ptr<MpiSession> session, int epoch, std::string data_path,
                    std::shared_ptr<Device> device);
