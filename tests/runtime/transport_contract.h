@@ -1,118 +1,14 @@
 #pragma once
 // What every transport must do, as bodies that each rank runs. A body throws when something is wrong. They work on any
-// world size, leave the transport usable, and are instantiated by local_test and by the mpi test under mpirun.
+// world size, leave the transport usable, and are instantiated by local_test and by the mpi test under mpirun. What a
+// transport does when something fails: transport_failures.h.
 
-#include <algorithm>
-#include <chrono>
-#include <cstring>
-#include <numeric>
-#include <random>
-#include <stdexcept>
-#include <string>
-#include <thread>
-#include <vector>
-
-#include "runtime/transport/transport.h"
+#include "tests/runtime/transport_checks.h"
+#include "tests/runtime/transport_contract_groups.h"
+#include "tests/runtime/transport_contract_refusals.h"
+#include "tests/runtime/transport_contract_sizes.h"
 
 namespace regatta::testing {
-
-inline void require(bool truth, const std::string& sentence) {
-  if (!truth) throw std::logic_error(sentence);
-}
-
-template <class T>
-std::span<const std::byte> bytes_of(const std::vector<T>& values) {
-  return std::as_bytes(std::span(values));
-}
-template <class T>
-std::span<std::byte> writable_bytes_of(std::vector<T>& values) {
-  return std::as_writable_bytes(std::span(values));
-}
-
-/// Calls the body and requires an Error(code) whose sentence contains `part`.
-template <class Body>
-void require_error(Code code, const std::string& part, Body&& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    require(error.code() == code,
-            std::string("expected ") + name_of(code) + ", got " + name_of(error.code()) + ": " + error.what());
-    require(std::string(error.what()).find(part) != std::string::npos, "expected '" + part + "' in: " + error.what());
-    return;
-  }
-  throw std::logic_error("no error where one saying '" + part + "' was expected");
-}
-
-/// Chunk sizes in floats, by shape of the cut; equal on all ranks.
-inline std::vector<std::vector<std::int64_t>> chunk_patterns(int ranks) {
-  std::vector<std::vector<std::int64_t>> patterns;
-  patterns.push_back(std::vector<std::int64_t>(ranks, 0));
-  patterns.push_back(std::vector<std::int64_t>(ranks, 1));
-  patterns.push_back(std::vector<std::int64_t>(ranks, 17));
-  patterns.push_back(std::vector<std::int64_t>(ranks, 20'011));
-  std::vector<std::int64_t> ragged, one_only(ranks, 0), rising;
-  for (int r = 0; r < ranks; ++r) {
-    ragged.push_back(r % 2 == 0 ? 0 : 5 * r * r + 3);
-    rising.push_back(std::int64_t{100} * r);
-  }
-  one_only[ranks / 2] = 90'001;
-  patterns.push_back(ragged);
-  patterns.push_back(one_only);
-  patterns.push_back(rising);
-  return patterns;
-}
-
-inline std::vector<std::int64_t> byte_bounds(const std::vector<std::int64_t>& floats) {
-  std::vector<std::int64_t> bounds{0};
-  for (const std::int64_t count : floats) bounds.push_back(bounds.back() + 4 * count);
-  return bounds;
-}
-
-/// Small whole numbers, so that sums of floats are exact in any order.
-inline float value_of(int rank, std::int64_t index, int salt) {
-  return static_cast<float>((index * 7 + rank * 13 + salt * 5) % 101 - 50);
-}
-
-/// Sums the pieces into `result`, which holds the own chunk, and requires that the ranges tile it as promised.
-struct SummingReducer {
-  std::vector<float>* result;
-  std::int64_t chunk_begin;
-  std::int64_t next;
-
-  SummingReducer(std::vector<float>& target, std::int64_t begin) : result(&target), chunk_begin(begin), next(begin) {}
-  void operator()(std::span<const std::byte* const> pieces, std::int64_t begin, std::int64_t end) {
-    require(begin == next, "ranges must follow one another");
-    require(end > begin, "ranges must not be empty");
-    next = end;
-    const bool last = end == chunk_begin + 4 * static_cast<std::int64_t>(result->size());
-    require(last || (end - chunk_begin) % 64 == 0, "inner range ends must be multiples of 64");
-    for (std::int64_t at = begin; at < end; at += 4) {
-      float total = 0;
-      for (const std::byte* piece : pieces) {
-        float value;
-        std::memcpy(&value, piece + (at - begin), 4);
-        total += value;
-      }
-      (*result)[static_cast<std::size_t>((at - chunk_begin) / 4)] = total;
-    }
-  }
-};
-
-inline void fill(const SymmetricBuffer& buffer, std::int64_t offset, std::int64_t floats, int rank, int salt) {
-  auto* values = reinterpret_cast<float*>(buffer.data() + offset);
-  for (std::int64_t i = 0; i < floats; ++i) values[i] = value_of(rank, i, salt);
-}
-
-inline void require_sums(const std::vector<float>& result, std::int64_t first, const Transport& t, int salt) {
-  for (std::size_t i = 0; i < result.size(); ++i) {
-    float expected = 0;
-    for (const int root : t.root_ranks()) expected += value_of(root, first + static_cast<std::int64_t>(i), salt);
-    require(result[i] == expected, "sum of element " + std::to_string(first + static_cast<std::int64_t>(i)) + " is " +
-                                       std::to_string(result[i]) + ", expected " + std::to_string(expected));
-  }
-}
-
-inline int root_rank(const Transport& t) { return t.root_ranks()[t.rank()]; }
 
 inline void reduce_scatter_sums_every_shape_of_chunks(Transport& t) {
   int salt = 0;
@@ -140,7 +36,8 @@ inline void all_gather_fills_every_shape_of_chunks(Transport& t) {
     for (std::int64_t i = bounds[t.rank()] / 4; i < bounds[t.rank() + 1] / 4; ++i) values[i] = value_of(1, i, salt);
     t.all_gather(buffer, offset, bounds, "chunks").wait();
     for (std::int64_t i = 0; i < bounds.back() / 4; ++i) {
-      require(values[i] == value_of(1, i, salt), "element " + std::to_string(i) + " was not gathered");
+      if (values[i] != value_of(1, i, salt))
+        throw std::logic_error("element " + std::to_string(i) + " was not gathered");
     }
     ++salt;
   }
@@ -185,7 +82,8 @@ inline void exchange_delivers_sparse_patterns(Transport& t) {
     std::size_t at = 0;
     for (int p = 0; p < t.world_size(); ++p) {
       for (std::int64_t i = 0; i < receive_bytes[p]; ++i, ++at) {
-        require(receive[at] == exchange_byte(p, t.rank(), i, round), "wrong byte from rank " + std::to_string(p));
+        if (receive[at] != exchange_byte(p, t.rank(), i, round))
+          throw std::logic_error("wrong byte from rank " + std::to_string(p));
       }
     }
   }
@@ -201,7 +99,7 @@ inline void all_gather_small_joins_ragged_parts(Transport& t) {
     std::size_t at = 0;
     for (int p = 0; p < t.world_size(); ++p) {
       for (std::int64_t i = 0; i < bytes[p]; ++i, ++at) {
-        require(all[at] == static_cast<std::byte>(p + 1), "wrong byte of rank " + std::to_string(p));
+        if (all[at] != static_cast<std::byte>(p + 1)) throw std::logic_error("wrong byte of rank " + std::to_string(p));
       }
     }
   }
@@ -307,7 +205,8 @@ inline void random_programs_run_to_their_end(Transport& t, int columns, unsigned
     } else if (kind == 1) {
       for (std::int64_t i = 0; i < floats[g.rank()]; ++i) values[begin + i] = value_of(2, begin + i, step);
       g.all_gather(group.buffer, 0, bounds, "random").wait();
-      for (std::int64_t i = 0; i < bounds.back() / 4; ++i) require(values[i] == value_of(2, i, step), "random gather");
+      for (std::int64_t i = 0; i < bounds.back() / 4; ++i)
+        if (values[i] != value_of(2, i, step)) throw std::logic_error("random gather");
     } else if (kind == 2) {
       // Rank r sends floats[r] floats to its successor only.
       const int next = (g.rank() + 1) % g.world_size();
@@ -360,85 +259,6 @@ inline void groups_can_be_split_again(Transport& t) {
   t.barrier("whole");
 }
 
-inline void counters_hold_what_was_sent(Transport& t) {
-  const int p = t.world_size();
-  const TransportCounters before = t.counters();
-  std::vector<std::int64_t> bounds{0};
-  for (int r = 0; r < p; ++r) bounds.push_back(bounds.back() + 64 * (r + 1));
-  const SymmetricBuffer buffer = t.allocate(bounds.back());
-  const std::int64_t own = 64 * (t.rank() + 1);
-  t.reduce_scatter(
-       buffer, 0, bounds, [](auto, auto, auto) {}, "counted")
-      .wait();
-  t.all_gather(buffer, 0, bounds, "counted").wait();
-  t.all_gather(buffer, 0, bounds, "counted").wait();
-  std::vector<std::byte> send(static_cast<std::size_t>(10 * p)), receive(static_cast<std::size_t>(10 * p));
-  const std::vector<std::int64_t> ten(p, 10);
-  t.exchange(send, ten, receive, ten, "counted").wait();
-  t.all_gather_small(std::span(send).first(10), receive, ten, "counted").wait();
-  t.broadcast(std::span(send).first(10), 0, "counted").wait();
-  t.barrier("not counted");
-  t.gather_strings("not counted", "not counted");
-  const TransportCounters& after = t.counters();
-  require(after.reduce_scatter.bytes - before.reduce_scatter.bytes == bounds.back() - own, "reduce_scatter bytes");
-  require(after.reduce_scatter.calls - before.reduce_scatter.calls == 1, "reduce_scatter calls");
-  require(after.all_gather.bytes - before.all_gather.bytes == 2 * own * (p - 1), "all_gather bytes");
-  require(after.all_gather.calls - before.all_gather.calls == 2, "all_gather calls");
-  require(after.exchange.bytes - before.exchange.bytes == 10 * (p - 1), "exchange bytes");
-  require(after.all_gather_small.bytes - before.all_gather_small.bytes == 10 * (p - 1), "all_gather_small bytes");
-  require(after.broadcast.bytes - before.broadcast.bytes == (t.rank() == 0 ? 10 * (p - 1) : 0), "broadcast bytes");
-  require(after.reduce_scatter.busy_ns >= before.reduce_scatter.busy_ns, "busy time");
-  require(p == 1 || after.all_gather.busy_ns > before.all_gather.busy_ns, "busy time of all_gather");
-}
-
-inline void wrong_calls_are_refused_and_harm_nothing(Transport& t) {
-  const int p = t.world_size();
-  const auto nothing = [](auto, auto, auto) {};
-  const SymmetricBuffer buffer = t.allocate(64 * p);
-  std::vector<std::int64_t> good{0};
-  for (int r = 0; r < p; ++r) good.push_back(64 * (r + 1));
-  std::vector<std::int64_t> few(good.begin(), good.end() - 1), descending = good, long_ones = good;
-  descending[0] = 65 * p;
-  long_ones.back() += 1;
-  const auto expect = [](const std::string& part, auto&& body) { require_error(Code::invalid_argument, part, body); };
-  expect("bounds were given", [&] { t.reduce_scatter(buffer, 0, few, nothing, "x"); });
-  expect("ascending", [&] { t.reduce_scatter(buffer, 0, descending, nothing, "x"); });
-  expect("ascending", [&] { t.all_gather(buffer, -1, good, "x"); });
-  expect("the buffer has", [&] { t.all_gather(buffer, 0, long_ones, "x"); });
-  expect("the buffer has", [&] { t.all_gather(buffer, 1, good, "x"); });
-  expect("no reducer", [&] { t.reduce_scatter(buffer, 0, good, nullptr, "x"); });
-  expect("buffer is empty", [&] { t.all_gather(SymmetricBuffer(), 0, good, "gradients of bucket 3"); });
-  expect("all_gather 'gradients of bucket 3'", [&] { t.all_gather({}, 0, good, "gradients of bucket 3"); });
-  std::vector<std::byte> memory(static_cast<std::size_t>(8 * p));
-  std::vector<std::int64_t> eight(p, 8), minus = eight, nine(p, 9), own = eight;
-  minus[0] = -8;
-  expect("negative", [&] { t.exchange(memory, minus, memory, eight, "x"); });
-  expect("add up to", [&] { t.exchange(memory, eight, memory, nine, "x"); });
-  expect("counts of bytes to send", [&] { t.exchange(memory, few, memory, eight, "x"); });
-  std::vector<std::byte> fewer(static_cast<std::size_t>(8 * p - 1));
-  own[t.rank()] = 7;
-  expect("sends itself", [&] { t.exchange(memory, eight, fewer, own, "x"); });
-  expect("announces", [&] { t.all_gather_small(std::span(memory).first(5), memory, eight, "x"); });
-  expect("root", [&] { t.broadcast(memory, p, "x"); });
-  expect("root", [&] { t.broadcast(memory, -1, "x"); });
-  const int outside[] = {t.rank(), p};
-  expect("split", [&] { t.split(outside); });
-  expect("split", [&] { t.split(std::span<const int>()); });
-  expect("allocate", [&] { t.allocate(-1); });
-  std::vector<int> everyone(p);
-  std::iota(everyone.begin(), everyone.end(), 0);
-  const std::unique_ptr<Transport> same = t.split(everyone);
-  expect("another group", [&] { same->all_gather(buffer, 0, good, "x"); });
-  if (p > 1) {
-    // Found by talking to the others, so every rank throws.
-    expect("allocate: rank", [&] { t.allocate(64 + t.rank()); });
-    const std::vector<int> mine{t.rank()};
-    expect("names the group",
-           [&] { t.split(t.rank() == 0 ? std::span<const int>(mine) : std::span<const int>(everyone)); });
-  }
-  t.all_gather(buffer, 0, good, "still works").wait();
-}
-
 struct ContractCase {
   const char* name;
   void (*body)(Transport&);
@@ -455,8 +275,20 @@ inline constexpr ContractCase contract_cases[] = {
     {"ManyOperationsMayBeInFlight", many_operations_may_be_in_flight},
     {"RandomProgramsOnLinesAndMeshes", random_programs_on_lines_and_meshes},
     {"GroupsCanBeSplitAgain", groups_can_be_split_again},
+    {"ReduceScatterSumsChunksOfManyTiles", reduce_scatter_sums_chunks_of_many_tiles},
+    {"ExchangesOfTheLengthsOfRingsArrive", exchanges_of_the_lengths_of_rings_arrive},
+    {"CollectivesTouchTheirBytesOnly", collectives_touch_their_bytes_only},
+    {"SmallCollectivesWorkInPlace", small_collectives_work_in_place},
+    {"OwnChunksMayBeOverwrittenOnceDone", own_chunks_may_be_overwritten_once_done},
+    {"TheRingOfTicketsWrapsAround", the_ring_of_tickets_wraps_around},
+    {"QueuedCollectivesHoldTheirMemory", queued_collectives_hold_their_memory},
+    {"SeveralGroupsWorkInFlight", several_groups_work_in_flight},
+    {"UnevenSplitsAreFollowedByCommonOnes", uneven_splits_are_followed_by_common_ones},
+    {"GroupsLetGoHarmNothing", groups_let_go_harm_nothing},
     {"CountersHoldWhatWasSent", counters_hold_what_was_sent},
-    {"WrongCallsAreRefusedAndHarmNothing", wrong_calls_are_refused_and_harm_nothing},
+    {"WrongChunksAreRefused", wrong_chunks_are_refused},
+    {"WrongCountsAreRefused", wrong_counts_are_refused},
+    {"WrongGroupsAndSizesAreRefused", wrong_groups_and_sizes_are_refused},
 };
 
 }  // namespace regatta::testing

@@ -16,10 +16,12 @@
 #include "runtime/transport/nccl/meeting.h"
 #include "runtime/transport/nccl/nccl_transport.h"
 #include "tests/runtime/transport_contract.h"
+#include "tests/runtime/transport_failures.h"
 #include "tests/support/emulated_device.h"
 #include "tests/support/job_run.h"
 #include "tests/support/late_device.h"
 #include "tests/support/recorded_case.h"
+#include "tests/support/scalar_kernels.h"
 #include "tests/support/spmd.h"
 #include "tests/support/usual_job.h"
 
@@ -81,39 +83,37 @@ void expect_good(const std::vector<std::string>& sentences) {
   for (std::size_t r = 0; r < sentences.size(); ++r) EXPECT_EQ(sentences[r], "") << "rank " << r;
 }
 
-struct NcclCase {
-  int ranks;
-  ContractCase contract;
-};
-class NcclTransport : public ::testing::TestWithParam<NcclCase> {};
+class NcclTransport : public ::testing::TestWithParam<ContractCase> {};
 TEST_P(NcclTransport, Keeps) {
-  expect_good(run_nccl_ranks(GetParam().ranks, nccl_options(), GetParam().contract.body));
+  for (const int ranks : {1, 2, 3, 4}) expect_good(run_nccl_ranks(ranks, nccl_options(), GetParam().body));
 }
-std::vector<NcclCase> nccl_cases() {
-  std::vector<NcclCase> cases;
-  for (const int ranks : {1, 2, 3, 4})
-    for (const ContractCase& contract : contract_cases) cases.push_back({ranks, contract});
-  return cases;
+INSTANTIATE_TEST_SUITE_P(Contract, NcclTransport, ::testing::ValuesIn(contract_cases),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+class NcclFailure : public ::testing::TestWithParam<FailureCase> {};
+TEST_P(NcclFailure, IsTold) {
+  TransportOptions options = nccl_options();
+  options.deadline = GetParam().deadline;
+  for (const int ranks : {2, 3}) {
+    ThreadsMeet meeting(ranks);
+    expect_good(run_nccl_ranks(ranks, options, [&](Transport& t) { meeting.run(t, GetParam().body); }));
+  }
 }
-INSTANTIATE_TEST_SUITE_P(Contract, NcclTransport, ::testing::ValuesIn(nccl_cases()), [](const auto& info) {
-  return std::string(info.param.contract.name) + "On" + std::to_string(info.param.ranks);
-});
+INSTANTIATE_TEST_SUITE_P(Every, NcclFailure, ::testing::ValuesIn(failure_cases),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 TEST(NcclFailures, ARankThatDoesNotComeIsTold) {
   TransportOptions options = nccl_options();
-  options.deadline = std::chrono::milliseconds(700);
+  options.deadline = short_deadline;
   const auto sentences = run_nccl_ranks(2, options, [](Transport& t) {
     const SymmetricBuffer buffer = t.allocate(128);
     const std::vector<std::int64_t> bounds{0, 64, 128};
-    if (t.rank() == 1) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1800));
-      return;
-    }
+    if (t.rank() == 1) return await_failures(t, {0});
     t.all_gather(buffer, 0, bounds, "parameters of bucket 7").wait();
   });
-  EXPECT_NE(sentences[0].find("all_gather 'parameters of bucket 7' did not complete within the deadline of 0.7 s"),
-            std::string::npos)
-      << sentences[0];
+  EXPECT_EQ(sentences[0],
+            "all_gather 'parameters of bucket 7' did not complete within the deadline of 3 s: rank 1 did not arrive");
+  EXPECT_EQ(sentences[1], "");
 }
 
 TEST(NcclFailures, AnAbortReachesTheOthers) {
@@ -204,6 +204,30 @@ TEST(NcclReduction, SumIsTheLibrarysAndTreeIsOurs) {
   }
 }
 
+// Whole numbers, whose sums are exact in every type; chunks of different lengths, one of them empty.
+TEST(NcclReduction, SumsElementsOfEveryType) {
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    TransportOptions options = nccl_options();
+    options.reduction = TransportOptions::Reduction::sum;
+    expect_good(run_nccl_ranks(4, options, [&](Transport& t) {
+      const std::int64_t size = size_of(dtype);
+      const std::vector<std::int64_t> bounds{2 * size, 10 * size, 10 * size, 31 * size, 40 * size};
+      const SymmetricBuffer buffer = t.allocate(64 + 40 * size);
+      for (int i = 0; i < 40; ++i)
+        write(dtype, buffer.data() + 64, i, static_cast<float>((t.rank() + 1) * (i % 7 + 1)));
+      std::int64_t seen = 0;
+      const auto check = [&](std::span<const std::byte* const> pieces, std::int64_t begin, std::int64_t end) {
+        require(pieces.size() == 1 && begin == bounds[t.rank()] && end == bounds[t.rank() + 1], "one sum of the chunk");
+        for (std::int64_t i = begin / size; i < end / size; ++i, ++seen)
+          require(read(dtype, pieces[0], i - begin / size) == static_cast<float>(10 * (i % 7 + 1)),
+                  std::string(name_of(dtype)) + " element " + std::to_string(i));
+      };
+      t.reduce_scatter(buffer, 64, bounds, check, "sums", dtype).wait();
+      require(seen == (bounds[t.rank() + 1] - bounds[t.rank()]) / size, "all elements are summed");
+    }));
+  }
+}
+
 TEST(NcclEngine, GivesTheBitsOfLocal) {
   testing::CaseBuilder builder(8, 4);
   cli::ReplayCase recorded = builder.add({"wide", {7, 19}}).add({"tall", {23, 6}}).add({"long_row", {2, 300}}).take();
@@ -273,35 +297,6 @@ TEST(NcclEngine, NeedsItsDevice) {
       Engine engine({Param{"a", {2, 2}}}, {{"all", make_rule("reg", {}), 1}}, sharding::Mesh(), t, {});
     });
   }));
-}
-
-TEST(Meeting, ReadsWhatTorchrunSets) {
-  for (const char* name : {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "REGATTA_MEETING_FILE"})
-    unsetenv(name);
-  EXPECT_EQ(job_place_from_environment().world_size, 1);
-  setenv("WORLD_SIZE", "4", 1);
-  setenv("RANK", "3", 1);
-  require_error(Code::invalid_argument, "MASTER_ADDR is not set", [] { job_place_from_environment(); });
-  setenv("MASTER_ADDR", "127.0.0.1", 1);
-  setenv("MASTER_PORT", "port", 1);
-  require_error(Code::invalid_argument, "MASTER_PORT is 'port'; expected a number from 1 to 65535",
-                [] { job_place_from_environment(); });
-  setenv("MASTER_PORT", "29555", 1);
-  setenv("LOCAL_RANK", "1", 1);
-  const JobPlace place = job_place_from_environment();
-  EXPECT_EQ(place.rank, 3);
-  EXPECT_EQ(place.local_rank, 1);
-  EXPECT_EQ(place.port, 29555);
-  setenv("RANK", "4", 1);
-  require_error(Code::invalid_argument, "RANK is '4'; expected a number from 0 to 3",
-                [] { job_place_from_environment(); });
-  for (const char* name : {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}) unsetenv(name);
-}
-
-TEST(Meeting, NamesWhoDidNotCome) {
-  require_error(Code::timeout, "ranks 1, 2 did not come", [] {
-    Meeting meeting({0, 3, 0, "", 0, meeting_file()}, std::chrono::milliseconds(100));
-  });
 }
 
 }  // namespace

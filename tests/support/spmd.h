@@ -16,7 +16,7 @@ namespace regatta::testing {
 
 inline TransportOptions test_transport_options() {
   TransportOptions options;
-  options.deadline = std::chrono::seconds(60);
+  options.deadline = std::chrono::seconds(120);
   return options;
 }
 

@@ -9,8 +9,6 @@
 namespace regatta {
 namespace {
 
-/// MPI counts bytes in an int; longer data goes in several messages.
-constexpr std::int64_t longest_message = 64 << 20;
 /// Pieces of a reduce-scatter: receiving the next ones goes on while one is being summed.
 constexpr std::int64_t host_tile_bytes = 1 << 20;
 /// A device's launches want more to do; its staging, of all ranks and tiles ahead, stays within this if it can.
@@ -21,9 +19,11 @@ constexpr int tiles_ahead = 4;
 
 MessageTransport::MessageTransport(int rank, std::vector<int> root_ranks, int group,
                                    std::shared_ptr<TransportShared> shared, std::shared_ptr<MpiSession> session,
-                                   int epoch, std::string data_path, std::shared_ptr<Device> device)
+                                   MPI_Comm communicator, int epoch, std::string data_path,
+                                   std::shared_ptr<Device> device)
     : Transport(rank, std::move(root_ranks), group, std::move(shared)),
       session_(std::move(session)),
+      communicator_(communicator),
       epoch_(epoch),
       data_path_(std::move(data_path)),
       device_(std::move(device)),
@@ -37,8 +37,8 @@ void MessageTransport::begin() {
   // Messages of calls that do not belong together never meet: they differ in epoch, group or number. Between two ranks,
   // those of one call arrive in the order they were sent.
   ++sequence_;
-  tag_ = static_cast<int>((static_cast<unsigned>(epoch_) % 32) << 25 | (static_cast<unsigned>(group()) % 512) << 16 |
-                          (sequence_ % 65536));
+  tag_ = static_cast<int>((static_cast<unsigned>(epoch_) % MpiSession::epochs_of_messages) << 25 |
+                          (static_cast<unsigned>(group()) % 512) << 16 | (sequence_ % 65536));
   std::fill(heard_.begin(), heard_.end(), char{0});
 }
 
@@ -46,7 +46,7 @@ void MessageTransport::send(Batch& batch, int peer, const std::byte* data, std::
   for (std::int64_t at = 0; at < bytes; at += longest_message) {
     const int part = static_cast<int>(std::min(longest_message, bytes - at));
     MPI_Request request = MPI_REQUEST_NULL;
-    check_mpi(MPI_Isend(data + at, part, MPI_BYTE, root_ranks()[peer], tag_, session_->data(), &request), "MPI_Isend");
+    check_mpi(MPI_Isend(data + at, part, MPI_BYTE, root_ranks()[peer], tag_, communicator_, &request), "MPI_Isend");
     batch.requests.push_back(request);
     batch.messages.push_back({peer, false, part});
     ++batch.open;
@@ -57,7 +57,7 @@ void MessageTransport::receive(Batch& batch, int peer, std::byte* data, std::int
   for (std::int64_t at = 0; at < bytes; at += longest_message) {
     const int part = static_cast<int>(std::min(longest_message, bytes - at));
     MPI_Request request = MPI_REQUEST_NULL;
-    check_mpi(MPI_Irecv(data + at, part, MPI_BYTE, root_ranks()[peer], tag_, session_->data(), &request), "MPI_Irecv");
+    check_mpi(MPI_Irecv(data + at, part, MPI_BYTE, root_ranks()[peer], tag_, communicator_, &request), "MPI_Irecv");
     batch.requests.push_back(request);
     batch.messages.push_back({peer, true, part});
     ++batch.open;

@@ -19,8 +19,11 @@ class Wait;
 
 class MessageTransport final : public Transport {
  public:
+  /// MPI counts bytes in an int; longer data goes in several messages.
+  static constexpr std::int64_t longest_message = 64 << 20;
+
   MessageTransport(int rank, std::vector<int> root_ranks, int group, std::shared_ptr<TransportShared> shared,
-                   std::shared_ptr<MpiSession> session, int epoch, std::string data_path,
+                   std::shared_ptr<MpiSession> session, MPI_Comm communicator, int epoch, std::string data_path,
                    std::shared_ptr<Device> device);
   ~MessageTransport() override { drain(); }
 
@@ -63,7 +66,8 @@ class MessageTransport final : public Transport {
   std::int64_t tile_bytes() const;
   std::shared_ptr<void> memory_of(std::int64_t bytes, std::byte*& data) const;
 
-  std::shared_ptr<MpiSession> session_;  // shared with the backend
+  std::shared_ptr<MpiSession> session_;  // shared with the backend; keeps the communicator
+  MPI_Comm communicator_;
   int epoch_;
   std::string data_path_;
   std::shared_ptr<Device> device_;  // null for the host's memory; shared with the other groups and the engine

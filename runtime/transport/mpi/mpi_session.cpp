@@ -123,7 +123,7 @@ MpiSession::~MpiSession() {
   if (data_ != MPI_COMM_NULL) MPI_Comm_free(&data_);
 }
 
-int MpiSession::next_epoch() const {
+int MpiSession::next_epoch() {
   int mine = 0;
   {
     const std::lock_guard lock(process().mutex);
@@ -131,6 +131,14 @@ int MpiSession::next_epoch() const {
   }
   int epoch = 0;
   check_mpi(MPI_Allreduce(&mine, &epoch, 1, MPI_INT, MPI_MAX, data_), "MPI_Allreduce");
+  if (first_epoch_ < 0) first_epoch_ = epoch;
+  if (epoch - first_epoch_ >= epochs_of_messages) {
+    MPI_Comm fresh = MPI_COMM_NULL;
+    check_mpi(MPI_Comm_dup(data_, &fresh), "MPI_Comm_dup");
+    MPI_Comm_set_errhandler(fresh, MPI_ERRORS_RETURN);
+    data_ = fresh;
+    first_epoch_ = epoch;
+  }
   const std::lock_guard lock(process().mutex);
   process().epochs = std::max(process().epochs, epoch + 1);
   return epoch;

@@ -25,6 +25,7 @@ class MpiSession {
 
   int rank() const { return rank_; }
   int world_size() const { return world_size_; }
+  /// What a root transport asks for once, after next_epoch().
   MPI_Comm data() const { return data_; }
   MPI_Comm notices() const { return notices_; }
   /// To be called by whoever sends point-to-point messages. A message that still is under way when its communicator is
@@ -33,9 +34,12 @@ class MpiSession {
   void keep_communicators() { owns_duplicates_ = false; }
   /// Lowest rank on the same host.
   int host_leader() const { return host_leader_; }
+  /// Messages tell apart so many epochs, one after another, of those that share a communicator.
+  static constexpr int epochs_of_messages = 32;
   /// A number alike on all ranks of the session, which none of their earlier root transports has: what a dead transport
-  /// over the same session left under way is told apart by its epoch. Collective.
-  int next_epoch() const;
+  /// over the same session left under way is told apart by its epoch. When messages can no longer tell, data() is
+  /// another duplicate from here on, and the one before stays until MPI ends. Collective.
+  int next_epoch();
   /// Blocking, without a deadline: for starting up only.
   std::vector<std::string> gather(const std::string& mine) const;
 
@@ -46,6 +50,7 @@ class MpiSession {
   int rank_ = 0;
   int world_size_ = 1;
   int host_leader_ = 0;
+  int first_epoch_ = -1;  // of those that use data_
   MPI_Comm data_ = MPI_COMM_NULL;
   MPI_Comm notices_ = MPI_COMM_NULL;
 };

@@ -33,6 +33,7 @@ class MpiBackend final : public TransportBackend {
   MpiBackend(std::shared_ptr<MpiSession> session, int epoch, Islands islands, std::shared_ptr<Device> device,
              std::shared_ptr<Peers> peers, std::shared_ptr<MpiPeerLink> link)
       : session_(std::move(session)),
+        communicator_(session_->data()),
         epoch_(epoch),
         islands_(std::move(islands)),
         device_(std::move(device)),
@@ -64,9 +65,9 @@ class MpiBackend final : public TransportBackend {
                                   std::shared_ptr<TransportShared> shared, const std::string& offer) override {
     if (offer == by_messages) {
       const bool devices = between_devices(root_ranks);
-      return std::make_unique<MessageTransport>(rank, std::move(root_ranks), group, std::move(shared), session_, epoch_,
-                                                devices ? "messages between devices" : islands_.data_path,
-                                                devices ? device_ : nullptr);
+      return std::make_unique<MessageTransport>(
+          rank, std::move(root_ranks), group, std::move(shared), session_, communicator_, epoch_,
+          devices ? "messages between devices" : islands_.data_path, devices ? device_ : nullptr);
     }
     MemorySharing::Piece board = sharing_->open(offer, Board::bytes(static_cast<int>(root_ranks.size())));
     return std::make_unique<BoardTransport>(rank, std::move(root_ranks), group, std::move(shared), board.data,
@@ -79,6 +80,7 @@ class MpiBackend final : public TransportBackend {
   bool between_devices(std::span<const int> root_ranks) const { return device_ != nullptr && root_ranks.size() > 1; }
 
   std::shared_ptr<MpiSession> session_;  // shared with the groups and the link
+  MPI_Comm communicator_;
   int epoch_;
   Islands islands_;
   std::shared_ptr<Device> device_;          // null when messages go between the hosts' memories; shared with the groups

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "tests/support/late_stream.h"
+#include "tests/support/scalar_kernels.h"
 
 namespace {
 
@@ -95,13 +96,15 @@ void compute(const std::vector<Part*>& all, int rank) {
     default: break;
   }
   mine.result.assign(bytes, 0);
+  if (mine.type == ncclInt8) return;
+  using regatta::DType;
+  const DType dtype = mine.type == ncclFloat32 ? DType::f32 : mine.type == ncclBfloat16 ? DType::bf16 : DType::f16;
   for (std::size_t r = all.size(); r-- > 0;)
-    for (std::size_t i = 0; i < mine.count && mine.type == ncclFloat32; ++i) {
-      float sum, addend;
-      std::memcpy(&sum, mine.result.data() + 4 * i, 4);
-      std::memcpy(&addend, copy_of(static_cast<int>(r)) + 4 * i, 4);
-      sum += addend;
-      std::memcpy(mine.result.data() + 4 * i, &sum, 4);
+    for (std::size_t k = 0; k < mine.count; ++k) {
+      const auto i = static_cast<std::int64_t>(k);
+      const float addend = regatta::testing::read(dtype, copy_of(static_cast<int>(r)), i);
+      regatta::testing::write(dtype, mine.result.data(), i,
+                              regatta::testing::read(dtype, mine.result.data(), i) + addend);
     }
 }
 

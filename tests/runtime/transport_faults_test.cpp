@@ -1,0 +1,334 @@
+// Ranks as threads when something fails, and what can only be seen when a rank is held at a chosen place: deadlines and
+// farewells in every collective, calls that do not belong together, collectives that are not done too early.
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <atomic>
+#include <fstream>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "runtime/transport/factory.h"
+#include "runtime/transport/shared/board.h"
+#include "tests/runtime/transport_failures.h"
+#include "tests/support/scalar_kernels.h"
+#include "tests/support/spmd.h"
+
+namespace regatta::testing {
+namespace {
+
+TransportOptions with_deadline(std::chrono::milliseconds deadline) {
+  TransportOptions options;
+  options.deadline = deadline;
+  return options;
+}
+
+class LocalFailure : public ::testing::TestWithParam<FailureCase> {};
+
+TEST_P(LocalFailure, IsTold) {
+  const bool waits = GetParam().deadline == short_deadline;
+  for (const int ranks : waits ? std::vector{3} : std::vector{2, 3, 5}) {
+    ThreadsMeet meeting(ranks);
+    const auto body = [&](Transport& t) { meeting.run(t, GetParam().body); };
+    EXPECT_NO_THROW(run_ranks(ranks, body, with_deadline(GetParam().deadline))) << "on " << ranks << " ranks";
+  }
+}
+
+const auto name_of_case = [](const auto& info) { return std::string(info.param.name); };
+INSTANTIATE_TEST_SUITE_P(Every, LocalFailure, ::testing::ValuesIn(failure_cases), name_of_case);
+INSTANTIATE_TEST_SUITE_P(Host, LocalFailure, ::testing::ValuesIn(host_failure_cases), name_of_case);
+
+/// The errors of the ranks that call collective `kind` of all `ranks`; the others, from `first_absent` on, behave as
+/// `absent` says.
+std::vector<std::string> errors_without(int ranks, int first_absent, int kind, std::chrono::milliseconds deadline,
+                                        const std::function<void(Transport&)>& absent) {
+  std::vector<std::string> errors(static_cast<std::size_t>(ranks));
+  run_ranks(
+      ranks,
+      [&](Transport& t) {
+        EveryCall every(t);
+        if (t.rank() >= first_absent) return absent(t);
+        try {
+          every.collectives("bucket 3")[static_cast<std::size_t>(kind)].second();
+        } catch (const Error& error) {
+          errors[static_cast<std::size_t>(t.rank())] = std::string(name_of(error.code())) + ": " + error.what();
+        }
+      },
+      with_deadline(deadline));
+  return errors;
+}
+
+constexpr std::array kinds{"reduce_scatter", "all_gather", "exchange", "all_gather_small", "broadcast", "barrier"};
+
+// With one rank that waits, what it says does not depend on who is quick.
+TEST(LocalDeadline, NamesTheCollectiveAndAllWhoDidNotArrive) {
+  std::vector<std::jthread> threads;
+  threads.emplace_back([] {
+    const auto until_others_know = [](Transport& t) { await_failures(t, {0}); };
+    const std::string said = errors_without(2, 1, 5, std::chrono::milliseconds(2500), until_others_know)[0];
+    EXPECT_NE(said.find("within the deadline of 2.5 s: rank 1 did"), std::string::npos) << said;
+  });
+  for (int kind = 0; kind < std::ssize(kinds); ++kind) {
+    for (const int ranks : {2, 3, 4}) {
+      threads.emplace_back([=] {
+        const std::string said =
+            errors_without(ranks, 1, kind, short_deadline, [](Transport& t) { await_failures(t, {0}); })[0];
+        std::string who = ranks == 2 ? "rank 1" : ranks == 3 ? "ranks 1 and 2" : "ranks 1, 2 and 3";
+        if (kinds[kind] == std::string("broadcast")) who = "rank " + std::to_string(ranks - 1);  // its root
+        EXPECT_EQ(said, std::string(name_of(Code::timeout)) + ": " + kinds[kind] +
+                            " 'bucket 3' did not complete within the deadline of 3 s: " + who + " did not arrive");
+      });
+    }
+  }
+}
+
+TEST(LocalFarewell, EndsEveryCollectiveByName) {
+  for (int kind = 0; kind < std::ssize(kinds); ++kind) {
+    for (const std::string& said : errors_without(3, 2, kind, generous_deadline, [](Transport&) {})) {
+      if (said.empty()) continue;
+      const std::string part = "rank 2 has left the job: " + std::string(kinds[kind]) + " 'bucket 3' cannot complete";
+      EXPECT_NE(said.find(part), std::string::npos) << said;
+    }
+    const std::string alone = errors_without(2, 1, kind, generous_deadline, [](Transport&) {})[0];
+    EXPECT_EQ(alone, std::string(name_of(Code::transport)) + ": rank 1 has left the job: " + kinds[kind] +
+                         " 'bucket 3' cannot complete");
+  }
+}
+
+// One that has done its part before it leaves is not missed.
+TEST(LocalFarewell, AfterItsPartHarmsNobody) {
+  for (int round = 0; round < 20; ++round)
+    run_ranks(2, [&](Transport& t) {
+      std::vector<int> value{t.rank() == 1 ? 5 : 0};
+      t.broadcast(writable_bytes_of(value), 1, "the last one").wait();
+      EXPECT_EQ(value[0], 5);
+    });
+}
+
+// ---- calls that do not belong together
+
+struct Calls {
+  const char* what;
+  std::function<void(Transport&, const std::array<SymmetricBuffer, 2>&, std::string_view)> first, second;
+};
+
+TEST(LocalMismatch, IsToldWithBothLabels) {
+  const auto gather = [](std::vector<std::int64_t> bounds, std::int64_t offset = 0, int buffer = 0) {
+    return [=](Transport& t, const std::array<SymmetricBuffer, 2>& buffers, std::string_view label) {
+      t.all_gather(buffers[static_cast<std::size_t>(buffer)], offset, bounds, label).wait();
+    };
+  };
+  const auto reduce = [](Transport& t, const std::array<SymmetricBuffer, 2>& buffers, std::string_view label) {
+    const std::vector<std::int64_t> bounds{0, 64, 128};
+    t.reduce_scatter(
+         buffers[0], 0, bounds, [](auto, auto, auto) {}, label)
+        .wait();
+  };
+  const auto barrier = [](Transport& t, const auto&, std::string_view label) { t.barrier(label); };
+  const std::vector<Calls> all{{"kind", gather({0, 64, 128}), reduce},
+                               {"a barrier", gather({0, 64, 128}), barrier},
+                               {"buffer", gather({0, 64, 128}), gather({0, 64, 128}, 0, 1)},
+                               {"offset", gather({0, 64, 128}), gather({0, 64, 128}, 64)},
+                               {"first bound", gather({0, 64, 128}), gather({32, 64, 128})},
+                               {"inner bound", gather({0, 64, 128}), gather({0, 32, 128})},
+                               {"last bound", gather({0, 64, 128}), gather({0, 64, 120})},
+                               {"bounds moved by the offset", gather({64, 128, 192}), gather({0, 64, 128}, 64)}};
+  const std::string long_label = "a label that is longer than a row of the board has room for: " + std::string(90, 'x');
+  for (const Calls& calls : all) {
+    std::array<std::string, 2> said;
+    run_ranks(2, [&](Transport& t) {
+      const std::array buffers{t.allocate(256), t.allocate(256)};
+      try {
+        (t.rank() == 0 ? calls.first : calls.second)(t, buffers, t.rank() == 0 ? "of rank 0" : long_label);
+      } catch (const Error& error) {
+        said[static_cast<std::size_t>(t.rank())] = error.what();
+      }
+      await_failures(t, {0, 1});
+    });
+    const bool first_saw =
+        said[0].rfind("rank 1 is at '" + long_label.substr(0, 103) + "' with another kind, ", 0) == 0;
+    const bool second_saw = said[1].rfind(
+                                "rank 0 is at 'of rank 0' with another kind, buffer or bounds while rank 1 is "
+                                "at ",
+                                0) == 0;
+    EXPECT_TRUE(first_saw || second_saw) << calls.what << ": " << said[0] << "\n" << said[1];
+    EXPECT_NE(said[0], "") << calls.what;
+    EXPECT_NE(said[1], "") << calls.what;
+  }
+}
+
+// ---- done, but not too early
+
+TEST(LocalReduceScatter, IsNotDoneBeforeAllHaveRead) {
+  std::atomic<bool> reading = false, looked = false;
+  run_ranks(2, [&](Transport& t) {
+    const SymmetricBuffer buffer = t.allocate(128);
+    const std::vector<std::int64_t> bounds{0, 64, 128};
+    const auto hold = [&, rank = t.rank()](auto, auto, auto) {
+      if (rank == 0) return;
+      reading = true;
+      await("the other rank to have looked", [&] { return looked.load(); });
+    };
+    const Ticket ticket = t.reduce_scatter(buffer, 0, bounds, hold, "held");
+    if (t.rank() == 0) {
+      await("rank 1 to read", [&] { return reading.load(); });
+      const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(30);
+      while (std::chrono::steady_clock::now() < until) {
+        EXPECT_FALSE(ticket.done());
+        std::this_thread::yield();
+      }
+      looked = true;
+    }
+    ticket.wait();
+    EXPECT_TRUE(ticket.done());
+    EXPECT_GT(ticket.busy_ns(), 20'000'000 * (1 - t.rank())) << "waiting for peers is time spent in it";
+  });
+}
+
+// Messages that leave few bytes of the ring free, sent while nobody reads.
+TEST(LocalExchange, ArrivesThroughARingThatIsFullButForAFewBytes) {
+  const std::int64_t ring = Board::bytes(2) / 4 / 4096 * 4096;
+  for (std::int64_t left = 0; left <= 36; left += left < 14 || left > 18 ? 5 : 1) {
+    std::atomic<bool> sent = false;
+    run_ranks(2, [&](Transport& t) {
+      const std::int64_t lengths[] = {ring - 16 - left, 1, 40, ring + 3, 2};
+      std::array<std::vector<std::byte>, 5> data;
+      const std::vector<std::int64_t> none(2, 0);
+      std::vector<std::int64_t> counts;
+      for (const std::int64_t length : lengths) counts.insert(counts.end(), {0, length, length, 0});
+      std::vector<Ticket> tickets;
+      if (t.rank() == 1) await("rank 0 to have filled the ring", [&] { return sent.load(); });
+      for (std::size_t k = 0; k < data.size(); ++k) {
+        const std::span counts_of(counts.data() + 4 * k + (t.rank() == 0 ? 0 : 2), 2);
+        data[k].assign(static_cast<std::size_t>(lengths[k]), static_cast<std::byte>(t.rank() == 0 ? 3 * k + 1 : 0));
+        for (std::size_t i = 0; i < data[k].size() && t.rank() == 0; i += 97)
+          data[k][i] = static_cast<std::byte>(i / 97);
+        tickets.push_back(t.rank() == 0 ? t.exchange(data[k], counts_of, {}, none, "to the brim")
+                                        : t.exchange({}, none, data[k], counts_of, "to the brim"));
+        if (k == 0 && t.rank() == 0) {
+          tickets[0].wait();
+          sent = true;
+        }
+      }
+      for (std::size_t k = 0; k < data.size(); ++k) {
+        tickets[k].wait();
+        for (std::size_t i = 0; i < data[k].size(); ++i)
+          if (data[k][i] != (i % 97 == 0 ? static_cast<std::byte>(i / 97) : static_cast<std::byte>(3 * k + 1)))
+            throw std::logic_error("byte " + std::to_string(i) + " of message " + std::to_string(k) + " with " +
+                                   std::to_string(left) + " left");
+      }
+    });
+  }
+}
+
+// ---- the order of additions
+
+TEST(LocalReduceScatter, GivesTheTreeInRankOrderOnEveryNumberOfRanks) {
+  for (int ranks = 1; ranks <= 9; ++ranks)
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+      const std::int64_t size = size_of(dtype), chunk = 70'032;
+      std::vector<std::vector<float>> values(static_cast<std::size_t>(ranks));  // as they are once rounded
+      run_ranks(ranks, [&](Transport& t) {
+        std::vector<std::int64_t> bounds{0};
+        for (int r = 0; r < ranks; ++r) bounds.push_back(bounds.back() + (r == ranks / 2 ? chunk : 48) * size);
+        const SymmetricBuffer buffer = t.allocate(bounds.back());
+        std::mt19937 random(static_cast<unsigned>(100 * ranks + t.rank()));
+        std::vector<float>& own = values[static_cast<std::size_t>(t.rank())];
+        for (std::int64_t i = 0; i < bounds.back() / size; ++i) {
+          const float value =
+              std::ldexp(static_cast<float>(random() % 2048) - 1024, static_cast<int>(random() % 9) - 8);
+          write(dtype, buffer.data(), i, value);
+          own.push_back(read(dtype, buffer.data(), i));
+        }
+        t.barrier("all values are known");
+        const std::int64_t first = bounds[t.rank()] / size;
+        std::vector<float> sums(static_cast<std::size_t>((bounds[t.rank() + 1] - bounds[t.rank()]) / size));
+        const auto reduce = [&](std::span<const std::byte* const> pieces, std::int64_t begin, std::int64_t end) {
+          const std::vector<const void*> pointers(pieces.begin(), pieces.end());
+          kernels::cpu_kernels().reduce_tree({pointers.data(), ranks, dtype, (end - begin) / size,
+                                              sums.data() + (begin / size - first), nullptr, nullptr});
+        };
+        t.reduce_scatter(buffer, 0, bounds, reduce, "tree").wait();
+        for (std::size_t i = 0; i < sums.size(); ++i) {
+          std::vector<float> level;
+          for (const auto& one : values) level.push_back(one[static_cast<std::size_t>(first) + i]);
+          for (; level.size() > 1; level.resize((level.size() + 1) / 2))
+            for (std::size_t k = 0; k < (level.size() + 1) / 2; ++k)
+              level[k] = 2 * k + 1 < level.size() ? level[2 * k] + level[2 * k + 1] : level[2 * k];
+          if (sums[i] != level[0])
+            throw std::logic_error("element " + std::to_string(i) + " of rank " + std::to_string(t.rank()));
+        }
+      });
+    }
+}
+
+// ---- what arrives can be tampered with, for tests of what follows
+
+class Tampering final : public TransportFaults {
+ public:
+  void arrived(int root_rank, std::string_view label, std::span<std::byte> bytes) override {
+    if (label != "parts" && label != "values") return;  // not what groups are made with
+    const std::lock_guard lock(mutex_);
+    seen_[std::to_string(root_rank) + " " + std::string(label)] += bytes.size();
+    if (root_rank == 2 && !bytes.empty()) bytes.back() = std::byte{99};
+  }
+  std::map<std::string, std::size_t> seen() {
+    const std::lock_guard lock(mutex_);
+    return seen_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::string, std::size_t> seen_;
+};
+
+TEST(LocalTampering, SeesWhatArrivesByRootRank) {
+  Tampering tampering;
+  TransportOptions options = test_transport_options();
+  options.faults = &tampering;
+  run_ranks(
+      3,
+      [](Transport& t) {
+        const std::vector<int> upper{1, 2}, lower{0};
+        const std::unique_ptr<Transport> group = t.split(t.rank() == 0 ? lower : upper);
+        std::vector<std::byte> mine(5, std::byte{7}), all(5 * static_cast<std::size_t>(group->world_size()));
+        const std::vector<std::int64_t> five(static_cast<std::size_t>(group->world_size()), 5);
+        group->all_gather_small(mine, all, five, "parts").wait();
+        EXPECT_EQ(all.back(), std::byte{static_cast<unsigned char>(t.rank() == 2 ? 99 : 7)});
+        t.broadcast(mine, 0, "values").wait();
+        EXPECT_EQ(mine.back(), std::byte{static_cast<unsigned char>(t.rank() == 2 ? 99 : 7)});
+      },
+      options);
+  std::map<std::string, std::size_t> seen = tampering.seen();
+  EXPECT_EQ(seen["0 parts"], 5u);
+  EXPECT_EQ(seen["1 parts"], 10u);
+  EXPECT_EQ(seen["2 parts"], 10u);
+  for (const char* key : {"0 values", "1 values", "2 values"}) EXPECT_EQ(seen[key], 5u) << key;
+}
+
+// ---- memory
+
+std::int64_t address_space_bytes() {
+  std::ifstream file("/proc/self/statm");
+  std::int64_t pages = 0;
+  file >> pages;
+  return pages * 4096;
+}
+
+TEST(LocalMemory, IsGivenBackWithItsLastHandle) {
+  constexpr std::int64_t size = 512 << 20;  // never touched
+  run_ranks(2, [&](Transport& t) {
+    const std::int64_t before = address_space_bytes();
+    for (int round = 0; round < 12; ++round) t.allocate(size);
+    const std::vector<int> both{0, 1};
+    for (int round = 0; round < 12; ++round) t.split(both)->allocate(size);
+    t.barrier("all have let go");
+    require(address_space_bytes() - before < 12 * size, "memory stays behind");
+    t.barrier("all have looked");
+  });
+}
+
+}  // namespace
+}  // namespace regatta::testing
