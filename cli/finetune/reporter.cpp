@@ -8,6 +8,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "runtime/checkpoint/system_calls.h"
 #include "runtime/error.h"
 
 namespace regatta::finetune {
@@ -82,8 +83,11 @@ Reporter::Reporter(const Options& options, std::int64_t kept_steps)
     throw Error(Code::invalid_argument,
                 "--out " + options.out + " is the folder of --init; another one was expected, so that the base stays");
   }
-  fs::create_directories(options.out, failed);
-  if (failed) throw Error(Code::invalid_argument, "--out " + options.out + " cannot be made: " + failed.message());
+  try {
+    checkpoint::make_folder(checkpoint::system_calls(), options.out);
+  } catch (const Error& error) {
+    throw Error(Code::invalid_argument, std::string("--out ") + error.what());
+  }
   const std::string path = path_in(options.out, "log.jsonl");
   const std::string kept = kept_steps > 0 ? lines_up_to(path, kept_steps) : "";
   log_.open(path, std::ios::trunc);

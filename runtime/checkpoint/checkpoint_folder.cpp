@@ -36,7 +36,8 @@ std::vector<Listed> list_checkpoints(const std::string& folder) {
   std::error_code failed;
   for (fs::directory_iterator entry(folder, failed), end; !failed && entry != end; entry.increment(failed)) {
     const std::int64_t step = step_of(entry->path().filename().string());
-    if (step >= 0 && entry->is_directory()) found.push_back({step, entry->path().string()});
+    if (std::error_code no_folder; step >= 0 && entry->is_directory(no_folder))
+      found.push_back({step, entry->path().string()});
   }
   std::sort(found.begin(), found.end(), [](const Listed& a, const Listed& b) { return a.step < b.step; });
   return found;
@@ -48,9 +49,10 @@ void point_at(SystemCalls& calls, const std::string& folder, std::int64_t step) 
   rename(calls, latest + ".part", latest);
 }
 
-void prune(SystemCalls& calls, const std::string& folder, int keep_last, std::int64_t keep_every) {
+void prune(SystemCalls& calls, const std::string& folder, std::int64_t step, int keep_last, std::int64_t keep_every) {
   if (keep_last <= 0) return;
   std::vector<Listed> all = list_checkpoints(folder);
+  std::erase_if(all, [&](const Listed& each) { return each.step > step; });
   const std::size_t old = all.size() - std::min(all.size(), static_cast<std::size_t>(keep_last));
   for (std::size_t i = 0; i < old; ++i) {
     if (keep_every > 0 && all[i].step % keep_every == 0) continue;

@@ -20,8 +20,10 @@ std::string folder_name(std::int64_t step);
 std::vector<Listed> list_checkpoints(const std::string& folder);
 /// Writes `latest` atomically.
 void point_at(SystemCalls& calls, const std::string& folder, std::int64_t step);
-/// Removes those that are neither among the `keep_last` newest (0: all are kept) nor at a multiple of `keep_every`.
-void prune(SystemCalls& calls, const std::string& folder, int keep_last, std::int64_t keep_every);
+/// Removes those up to `step`, which was just saved, that are neither among the `keep_last` newest of these (0: all are
+/// kept) nor at a multiple of `keep_every`. Later ones are damaged, as the job went on from before them: counted as
+/// kept ones they would drive out the sound.
+void prune(SystemCalls& calls, const std::string& folder, std::int64_t step, int keep_last, std::int64_t keep_every);
 /// Removes what killed saves left.
 void remove_leftovers(const std::string& folder);
 

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <mutex>
@@ -64,7 +65,8 @@ struct CheckpointWriter::Impl {
   std::atomic<bool> leaving{false};
   mutable std::mutex mutex;
   std::string others_problem;  // that another rank told by message, its record being what could not be written
-  std::optional<SaveOutcome> last, untold;
+  std::optional<SaveOutcome> last;
+  std::deque<SaveOutcome> untold;  // the next save may end before anybody asks how this one did
 
   Impl(SaveSettings given, Transport& t)
       : settings(std::move(given)), transport(t), rank(t.rank()), ranks(t.world_size()) {}
@@ -86,10 +88,10 @@ struct CheckpointWriter::Impl {
     if (!told.empty()) throw Error(Code::checkpoint, told);
   }
 
-  void make_folder(const std::string& folder) const {
+  void make_part_folder() const {
     std::error_code failed;
-    fs::create_directories(folder, failed);
-    if (failed) throw Error(Code::checkpoint, folder + " cannot be made: " + failed.message());
+    fs::create_directories(part_folder, failed);
+    if (failed) throw Error(Code::checkpoint, part_folder + " cannot be made: " + failed.message());
   }
 
   void join() {
@@ -242,26 +244,27 @@ struct CheckpointWriter::Impl {
         if (rank != 0) leave_record({copied.step, "", Json{{"problem", outcome.problem}}.dump(), {}});
         std::error_code ignored;
         if (rank == 0 && !leaving) fs::remove_all(part_folder, ignored);
-      } catch (const Error&) {
+      } catch (const std::exception&) {
       }
     }
     if (rank == 0 && outcome.problem.empty()) {
       try {  // the checkpoint is there, whatever becomes of this
         point_at(*settings.calls, settings.folder, copied.step);
-        prune(*settings.calls, settings.folder, settings.keep_last, settings.keep_every);
-      } catch (const Error& error) {
+        prune(*settings.calls, settings.folder, copied.step, settings.keep_last, settings.keep_every);
+      } catch (const std::exception& error) {
         outcome.problem = std::string("saved, but ") + error.what();
       }
     }
     outcome.write_seconds = watch.lap();
     const std::lock_guard lock(mutex);
-    last = untold = std::move(outcome);
+    last = outcome;
+    untold.push_back(std::move(outcome));
   }
 };
 
 CheckpointWriter::CheckpointWriter(SaveSettings settings, Transport& transport)
     : impl_(std::make_unique<Impl>(std::move(settings), transport)) {
-  impl_->first_rank([&] { impl_->make_folder(impl_->settings.folder); }, "folder of checkpoints");
+  impl_->first_rank([&] { make_folder(*impl_->settings.calls, impl_->settings.folder); }, "folder of checkpoints");
 }
 
 CheckpointWriter::~CheckpointWriter() {
@@ -297,7 +300,7 @@ void CheckpointWriter::save(const Contents& contents) {
           throw Error(Code::checkpoint, "the checkpoint of step " + std::to_string(contents.step) + " takes " +
                                             std::to_string(bytes) + " bytes, but " + s.settings.folder +
                                             " has room for " + std::to_string(room));
-        s.make_folder(s.part_folder);
+        s.make_part_folder();
       },
       "folder of a checkpoint");
   s.copy(contents);
@@ -315,7 +318,10 @@ void CheckpointWriter::save(const Contents& contents) {
 
 std::optional<SaveOutcome> CheckpointWriter::outcome() {
   const std::lock_guard lock(impl_->mutex);
-  return std::exchange(impl_->untold, std::nullopt);
+  if (impl_->untold.empty()) return {};
+  SaveOutcome first = std::move(impl_->untold.front());
+  impl_->untold.pop_front();
+  return first;
 }
 
 void CheckpointWriter::finish() {

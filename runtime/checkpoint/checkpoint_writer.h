@@ -68,8 +68,8 @@ class CheckpointWriter {
   /// Copies `contents` and returns; waits for the save before first. Throws Error(checkpoint) on all ranks when there
   /// is no room for it or its folder cannot be made.
   void save(const Contents& contents);
-  /// Of a save that has ended since the last call, as far as this rank knows: on rank 0 all of it, elsewhere its own
-  /// files.
+  /// Of a save that has ended, as far as this rank knows: on rank 0 all of it, elsewhere its own files. Each is told
+  /// once, in order.
   std::optional<SaveOutcome> outcome();
   /// Throws Error(checkpoint) on all ranks when the last save did not become a checkpoint.
   void finish();

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <vector>
 
 #include "runtime/error.h"
 
@@ -80,6 +81,17 @@ void flush_folder(SystemCalls& calls, const std::string& folder) {
   if (directory.number() < 0) fail(folder, "opened", errno);
   // Some file systems have no such flush, and then need none.
   if (calls.fsync(directory.number()) != 0 && errno != EINVAL) fail(folder, "flushed to disk", errno);
+}
+
+void make_folder(SystemCalls& calls, const std::string& folder) {
+  namespace fs = std::filesystem;
+  std::error_code failed, ignored;
+  std::vector<fs::path> above;  // of what is new
+  for (fs::path at = fs::absolute(folder); !fs::exists(at, ignored) && at.has_relative_path(); at = at.parent_path())
+    above.push_back(at.parent_path());
+  fs::create_directories(folder, failed);
+  if (failed) throw Error(Code::checkpoint, folder + " cannot be made: " + failed.message());
+  for (const fs::path& each : above) flush_folder(calls, each.string());
 }
 
 void rename(SystemCalls& calls, const std::string& from, const std::string& to) {

@@ -35,5 +35,7 @@ void write_file(SystemCalls&, const std::string& path, const std::string& text);
 /// The entry is on disk when this returns. `to` may be an existing file, but no folder.
 void rename(SystemCalls&, const std::string& from, const std::string& to);
 void flush_folder(SystemCalls&, const std::string& folder);
+/// The folder and whatever is missing above it, on disk when this returns.
+void make_folder(SystemCalls&, const std::string& folder);
 
 }  // namespace regatta::checkpoint

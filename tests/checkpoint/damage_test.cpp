@@ -2,9 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <fstream>
-#include <iterator>
-
 #include "runtime/error.h"
 #include "tests/checkpoint/small_job.h"
 
@@ -12,13 +9,6 @@ namespace regatta::testing {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::string bytes_of(const fs::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(stream), {}};
-}
-
-void put(const fs::path& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
 
 class Damage : public ::testing::Test {
  protected:
@@ -63,7 +53,7 @@ TEST_F(Damage, AFlippedByteIsFoundWhereverItIs) {
   std::vector<std::string> contents;
   std::int64_t all = 0;
   for (const fs::path& file : files_) {
-    contents.push_back(bytes_of(file));
+    contents.push_back(bytes_in(file));
     all += static_cast<std::int64_t>(contents.back().size());
   }
   constexpr int samples = 2000;
@@ -83,7 +73,7 @@ TEST_F(Damage, AFlippedByteIsFoundWhereverItIs) {
 
 TEST_F(Damage, AFileCutShortEmptiedLengthenedOrGoneIsNamed) {
   for (const fs::path& file : files_) {
-    const std::string whole = bytes_of(file);
+    const std::string whole = bytes_in(file);
     put(file, whole.substr(0, whole.size() - 1));
     expect_named(file, "cut by a byte");
     put(file, whole.substr(0, whole.size() / 2));
@@ -112,7 +102,7 @@ TEST_F(Damage, ShardsThatChangedPlacesAreNoticed) {
 
 TEST_F(Damage, AManifestFromTheFutureIsCalledThat) {
   const fs::path manifest = step_ + "/manifest.json";
-  std::string text = bytes_of(manifest);
+  std::string text = bytes_in(manifest);
   const std::string now = "\"format\": 1";
   ASSERT_NE(text.find(now), std::string::npos);
   text.replace(text.find(now), now.size(), "\"format\": 7");

@@ -3,10 +3,10 @@
 
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cerrno>
 
 #include "runtime/error.h"
+#include "tests/checkpoint/failing_calls.h"
 #include "tests/checkpoint/small_job.h"
 
 namespace regatta::testing {
@@ -14,43 +14,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using checkpoint::SaveSettings;
-
-/// Makes the n-th call of a kind fail.
-class FailingCalls : public checkpoint::SystemCalls {
- public:
-  enum class Kind { write, short_write, fsync, rename };
-  FailingCalls(Kind kind, int at, int number) : kind_(kind), left_(at), number_(number) {}
-
-  ssize_t write(int descriptor, const void* data, std::size_t bytes) override {
-    if (kind_ == Kind::short_write) {
-      if (failed_) return fail();
-      if (bytes > 1 && due())
-        return SystemCalls::write(descriptor, data, bytes / 2);  // the disk fills up in the middle
-    }
-    if (kind_ == Kind::write && due()) return fail();
-    return SystemCalls::write(descriptor, data, bytes);
-  }
-  int fsync(int descriptor) override { return kind_ == Kind::fsync && due() ? fail() : SystemCalls::fsync(descriptor); }
-  int rename(const char* from, const char* to) override {
-    return kind_ == Kind::rename && due() ? fail() : SystemCalls::rename(from, to);
-  }
-  bool failed() const { return failed_; }
-
- private:
-  bool due() {
-    if (left_.fetch_sub(1) != 0) return false;
-    failed_ = true;
-    return true;
-  }
-  int fail() const {
-    errno = number_;
-    return -1;
-  }
-  Kind kind_;
-  std::atomic<int> left_;
-  int number_;
-  std::atomic<bool> failed_{false};
-};
 
 std::string error_of(const std::function<void()>& body) {
   try {
@@ -60,13 +23,6 @@ std::string error_of(const std::function<void()>& body) {
     return error.what();
   }
   return "";
-}
-
-std::vector<std::string> names_in(const std::string& folder) {
-  std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename().string());
-  std::sort(names.begin(), names.end());
-  return names;
 }
 
 class SaveFaults : public ::testing::Test {

@@ -2,8 +2,6 @@
 // A small job on any layout, ranks as threads: trains, saves, and goes on from a checkpoint; and what all its ranks
 // hold together, gathered whole.
 
-#include <unistd.h>
-
 #include <cstring>
 #include <filesystem>
 #include <functional>
@@ -17,6 +15,7 @@
 #include "runtime/checkpoint/checkpoint_writer.h"
 #include "runtime/engine/engine.h"
 #include "sharding/reshard.h"
+#include "tests/checkpoint/test_folder.h"
 #include "tests/support/spmd.h"
 
 namespace regatta::testing {
@@ -233,26 +232,6 @@ class SmallJob {
   const std::vector<Shape> shapes_{{"embed", {10, 6}, DType::f32, {}, 1},        {"wide", {5, 12}, DType::f32, {}, 0},
                                    {"fused", {12, 8}, DType::f32, {4, 6, 2}, 0}, {"half", {14, 4}, DType::bf16, {}, 0},
                                    {"column", {13, 1}, DType::f32, {}, 0},       {"gain", {6}, DType::f32, {}, 1}};
-};
-
-/// A folder of its own that goes with the test.
-class TestFolder {
- public:
-  TestFolder() {
-    char name[] = "/tmp/regatta_checkpoint.XXXXXX";
-    path_ = ::mkdtemp(name);
-  }
-  ~TestFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TestFolder(const TestFolder&) = delete;
-  TestFolder& operator=(const TestFolder&) = delete;
-  const std::string& path() const { return path_; }
-  std::string at(const std::string& name) const { return path_ + "/" + name; }
-
- private:
-  std::string path_;
 };
 
 }  // namespace regatta::testing
