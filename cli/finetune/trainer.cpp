@@ -186,7 +186,7 @@ Summary Trainer::run(const Observer& observer) {
   };
   if (job_.eval && made_ == 0) evaluate_into(summary.eval_before);
   const sharding::WireBytes planned = engine_.plan().wire_bytes(transport_.rank());
-  steering_.start(options_.steps);
+  steering_.start(options_.steps, made_);
   const std::int64_t start = made_;
   for (std::int64_t step = start; step < options_.steps; ++step) {
     bool drain = false;

@@ -62,6 +62,18 @@ JobFacts Mailbox::job() const {
   return job_;
 }
 
+std::size_t Mailbox::waiting() const {
+  const std::lock_guard lock(mutex_);
+  return static_cast<std::size_t>(std::count_if(
+      waiting_.begin(), waiting_.end(), [](const std::shared_ptr<Waiting>& waiting) { return !waiting->answer; }));
+}
+
+std::size_t Mailbox::watching() const {
+  const std::lock_guard lock(mutex_);
+  return static_cast<std::size_t>(std::count_if(
+      watchers_.begin(), watchers_.end(), [](const std::weak_ptr<Watcher>& watcher) { return !watcher.expired(); }));
+}
+
 void Mailbox::start(JobFacts job) {
   const std::lock_guard lock(mutex_);
   job_ = std::move(job);

@@ -102,6 +102,10 @@ class Mailbox {
   };
   View view() const;
   JobFacts job() const;
+  /// Requests that are not answered yet.
+  std::size_t waiting() const;
+  /// Watchers that are held by somebody.
+  std::size_t watching() const;
 
   // For the rank's thread.
 

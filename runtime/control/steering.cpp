@@ -13,8 +13,9 @@ constexpr std::chrono::milliseconds pause_beat{50};
 Steering::Steering(Engine& engine, Transport& transport, Mailbox* mailbox, AuditLog* audit, Abilities abilities)
     : engine_(engine), transport_(transport), mailbox_(mailbox), audit_(audit), abilities_(std::move(abilities)) {}
 
-void Steering::start(std::int64_t steps) {
+void Steering::start(std::int64_t steps, std::int64_t made) {
   steps_ = steps;
+  made_ = made;
   if (!mailbox_) return;
   JobFacts job{steps, transport_.world_size(), engine_.plan().mesh().text(),
                {},    engine_.plan().text(),   engine_.plan().fingerprint()};
@@ -129,7 +130,11 @@ Steering::Next Steering::pause(std::int64_t step) {
 }
 
 void Steering::finish() {
-  if (mailbox_) mailbox_->close("the job makes no further step");
+  if (!mailbox_) return;
+  const std::string sentence = "the job makes no further step";
+  // What came after the last vote is in the audit log as well.
+  while (const std::optional<Request> late = mailbox_->take()) settle(*late, {Answer::Kind::unfit, 0, {}, sentence});
+  mailbox_->close(sentence);
 }
 
 }  // namespace regatta::control

@@ -34,8 +34,9 @@ class Steering {
 
   Steering(Engine& engine, Transport& transport, Mailbox* mailbox, AuditLog* audit, Abilities abilities = {});
 
-  void start(std::int64_t steps);
-  /// Right before engine.step() of loop step `step`, counted from 1.
+  /// The loop is to reach step `steps` and has made `made` of them, as a job that goes on has.
+  void start(std::int64_t steps, std::int64_t made = 0);
+  /// Right before engine.step().
   void before_vote();
   /// Stays here while the job is paused.
   Next after_step(const StepFacts& facts);

@@ -36,7 +36,9 @@ struct HostPort {
 HostPort parse_address(const std::string& text, const char* what) {
   const std::size_t colon = text.rfind(':');
   HostPort address{text.substr(0, colon), -1};
-  if (colon != std::string::npos) std::from_chars(text.data() + colon + 1, text.data() + text.size(), address.port);
+  const char* end = text.data() + text.size();
+  if (colon != std::string::npos && std::from_chars(text.data() + colon + 1, end, address.port).ptr != end)
+    address.port = -1;
   if (colon == std::string::npos || address.host.empty() || address.port < 0 || address.port > 65535)
     throw Error(Code::invalid_argument,
                 std::string(what) + " is '" + text + "'; expected HOST:PORT, for example 127.0.0.1:9464");
@@ -80,6 +82,12 @@ struct Telemetry::Impl {
   int rank = 0;
   double last_end = 0;  // steady time of the last record
 
+  // A constructor that throws ends the serving, too.
+  ~Impl() {
+    server.stop();
+    if (serving.joinable()) serving.join();
+  }
+
   std::string page() {
     // Only readers meet here; the writer never does.
     const std::lock_guard lock(readers);
@@ -90,6 +98,11 @@ struct Telemetry::Impl {
     HostPort wanted = parse_address(settings.address, "the metrics address");
     server.new_task_queue = [] { return new httplib::ThreadPool(serving_threads); };
     server.set_keep_alive_max_count(1000);
+    // The library's own options let a second job take the same port, and a scrape would reach either.
+    server.set_socket_options([](socket_t socket) {
+      const int yes = 1;
+      ::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    });
     server.set_tcp_nodelay(true);  // a page is two writes, and the second would wait 40 ms for an answer to the first
     server.Get("/metrics", [this](const httplib::Request&, httplib::Response& response) {
       response.set_content(page(), page_type);
@@ -109,6 +122,8 @@ struct Telemetry::Impl {
                                               ") cannot be bound; is the port taken?");
     address = wanted.host + ":" + std::to_string(wanted.port);
     serving = std::thread([this] { server.listen_after_bind(); });
+    while (!server.is_running())
+      std::this_thread::yield();  // stop() has no effect before, and the end would wait for ever
   }
 
   // Reachable from elsewhere: a server on all interfaces is found by its node's name.
@@ -194,8 +209,6 @@ Telemetry::~Telemetry() {
     std::error_code ignored;
     std::filesystem::remove(impl_->discovery_file, ignored);
   }
-  impl_->server.stop();
-  if (impl_->serving.joinable()) impl_->serving.join();
 }
 
 void Telemetry::record(const StepReport& report, std::span<const ParamReport> params, const TrainerFacts& facts) {

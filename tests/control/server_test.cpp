@@ -1,4 +1,5 @@
-// The service over real sockets, with a made-up job behind the mailbox: status codes, limits, readers that do not read.
+// The service over real sockets, with a made-up job behind the mailbox: limits, readers that do not read, come late or
+// leave.
 
 #include "runtime/control/server.h"
 
@@ -6,13 +7,15 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <regatta/v1/control.grpc.pb.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
-#include <fstream>
+#include <deque>
 #include <future>
+#include <optional>
 #include <thread>
+
+#include "tests/control/calls.h"
 
 namespace regatta::control {
 namespace {
@@ -37,31 +40,9 @@ class ControlServer : public ::testing::Test {
   std::unique_ptr<v1::Control::Stub> stub(const std::string& address) {
     return v1::Control::NewStub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
   }
-  static void limit(grpc::ClientContext& context, std::chrono::seconds time = 30s) {
-    context.set_deadline(std::chrono::system_clock::now() + time);
-  }
+  static void limit(grpc::ClientContext& context) { testing::limit(context); }
   Mailbox mailbox_;
 };
-
-TEST_F(ControlServer, TokenIsAskedOfEveryCall) {
-  const std::string file = ::testing::TempDir() + "token" + std::to_string(getpid());
-  std::ofstream(file) << "0123456789abcdef\n";
-  Server server({.address = "127.0.0.1:0", .token_file = file}, mailbox_);
-  const auto client = stub(server.address());
-  const auto code = [&](const std::string& header) {
-    grpc::ClientContext context;
-    limit(context);
-    if (!header.empty()) context.AddMetadata("authorization", header);
-    v1::Status reply;
-    return client->GetStatus(&context, {}, &reply).error_code();
-  };
-  EXPECT_EQ(code(""), grpc::StatusCode::UNAUTHENTICATED);
-  EXPECT_EQ(code("Bearer 0123456789abcdeF"), grpc::StatusCode::UNAUTHENTICATED);
-  EXPECT_EQ(code("Bearer 0123456789abcdef0123456789abcdef"), grpc::StatusCode::UNAUTHENTICATED);
-  EXPECT_EQ(code("0123456789abcdef"), grpc::StatusCode::UNAUTHENTICATED);
-  EXPECT_EQ(code("Bearer 0123456789abcdef"), grpc::StatusCode::OK);
-  std::remove(file.c_str());
-}
 
 TEST_F(ControlServer, OversizedMessagesAreRefusedAndTheNextOneIsServed) {
   Server server({.address = "127.0.0.1:0"}, mailbox_);
@@ -94,30 +75,41 @@ TEST_F(ControlServer, SlowReadersAreDroppedAndPublishingNeverWaits) {
   std::thread reader([&] {
     for (v1::Step step; quick->Read(&step);) read = step.step();
   });
-  std::this_thread::sleep_for(500ms);  // both watch now
 
   StepFacts facts;
   facts.report.groups.resize(50);  // several KiB, so that the connection's window fills soon
   for (GroupReport& group : facts.report.groups) group.name = std::string(100, 'g');
-  double longest = 0;
-  constexpr std::int64_t steps = 400;
-  for (facts.step = 1; facts.step <= steps; ++facts.step) {
-    const auto start = std::chrono::steady_clock::now();
+  // Both watch when the first step that each sees has come.
+  v1::Step first;
+  std::atomic<bool> begun{false};
+  std::thread begins([&] { begun = slow->Read(&first); });
+  const auto publish = [&] {
+    ++facts.step;
     mailbox_.publish(facts);
-    longest = std::max(longest, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-    for (int wait = 0; wait < 1000 && read < facts.step - 20; ++wait) std::this_thread::sleep_for(1ms);
+  };
+  while (read == 0 || !begun) {
+    publish();
+    std::this_thread::sleep_for(10ms);
   }
-  EXPECT_LT(longest, 0.5);
-  std::this_thread::sleep_for(1500ms);  // time to cut it off
+  begins.join();
+  // The job makes steps for as long as it likes, whatever becomes of the slow reader; the quick one has all of them.
+  const std::int64_t from = facts.step;
+  constexpr std::int64_t many = 400;  // beyond all that is buffered on the way to the slow one
+  while (facts.step < from + many) {
+    publish();
+    testing::wait_until([&] { return read > facts.step - 20; }, "the quick reader follows");
+  }
+  // It is cut off without reading anything, and its place is free again.
+  testing::wait_until([&] { return mailbox_.watching() == 1; }, "the slow reader is cut off");
   v1::Step step;
   while (slow->Read(&step)) {
   }
   const grpc::StatusCode code = slow->Finish().error_code();
   EXPECT_TRUE(code == grpc::StatusCode::RESOURCE_EXHAUSTED || code == grpc::StatusCode::CANCELLED) << code;
-  EXPECT_LT(step.step(), steps);
+  EXPECT_LT(step.step(), facts.step);
   mailbox_.close("done");
   reader.join();
-  EXPECT_EQ(read, steps);
+  EXPECT_EQ(read, facts.step);
   EXPECT_TRUE(quick->Finish().ok());
 }
 
@@ -133,23 +125,102 @@ TEST_F(ControlServer, WatchersAndWaitingCommandsAreBounded) {
   EXPECT_FALSE(late->Read(&step));
   EXPECT_EQ(late->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
 
-  std::vector<std::thread> senders;  // nobody takes their commands
-  std::atomic<int> full{0}, given_up{0};
-  for (std::size_t i = 0; i < Mailbox::most_requests + 8; ++i) {
-    senders.emplace_back([&] {
-      grpc::ClientContext mine;
-      limit(mine, 5s);
-      v1::CommandReply reply;
-      const grpc::StatusCode code = client->Drain(&mine, {}, &reply).error_code();
-      full += code == grpc::StatusCode::RESOURCE_EXHAUSTED;
-      given_up += code == grpc::StatusCode::DEADLINE_EXCEEDED;
-    });
+  watchers.front().reset();
+  grpc::ClientContext next_context;
+  limit(next_context);
+  const auto next = client->WatchSteps(&next_context, {});
+  testing::wait_until([&] { return mailbox_.watching() == Mailbox::most_watchers; },
+                      "the place that came free is taken");
+  mailbox_.publish({.step = 5});
+  EXPECT_TRUE(next->Read(&step));
+  EXPECT_EQ(step.step(), 5);
+
+  std::deque<testing::Sent> senders;  // nobody takes their commands
+  for (std::size_t i = 1; i < Mailbox::most_requests; ++i)
+    senders.emplace_back(mailbox_, testing::request(Command::Kind::pause));
+  grpc::ClientContext last_context;
+  limit(last_context);
+  grpc::Status last;
+  v1::CommandReply last_reply;
+  std::thread sender([&] { last = client->Drain(&last_context, {}, &last_reply); });
+  testing::wait_until([&] { return mailbox_.waiting() == Mailbox::most_requests; }, "the last place is taken");
+  for (int i = 0; i < 8; ++i) {
+    grpc::ClientContext mine;
+    limit(mine);
+    v1::CommandReply reply;
+    EXPECT_EQ(client->Drain(&mine, {}, &reply).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   }
-  for (std::thread& sender : senders) sender.join();
-  EXPECT_EQ(full, 8);
-  EXPECT_EQ(given_up, static_cast<int>(Mailbox::most_requests));
-  std::this_thread::sleep_for(500ms);
+  // A sender that leaves takes its command along.
+  last_context.TryCancel();
+  sender.join();
+  EXPECT_EQ(last.error_code(), grpc::StatusCode::CANCELLED);
+  testing::wait_until([&] { return mailbox_.waiting() == Mailbox::most_requests - 1; }, "its place is free");
+  for (std::size_t i = 1; i < Mailbox::most_requests; ++i) {
+    const std::optional<Request> request = mailbox_.take();
+    ASSERT_TRUE(request);
+    EXPECT_EQ(request->command.kind, Command::Kind::pause);
+    mailbox_.answer(request->command.number, {});
+  }
   EXPECT_FALSE(mailbox_.take()) << "a command whose sender gave up is still there";
+}
+
+// A reader that comes late sees what is made from then on, one that leaves frees its place, and the end ends all.
+TEST_F(ControlServer, ReadersComeAndLeave) {
+  Server server({.address = "127.0.0.1:0"}, mailbox_);
+  const testing::Calls calls(server.address());
+  mailbox_.publish({.step = 1});
+  std::int64_t made = 1;
+  for (int round = 0; round < 3; ++round) {
+    grpc::ClientContext context;
+    limit(context);
+    const auto reader = calls.stub().WatchSteps(&context, {});
+    testing::wait_until([&] { return mailbox_.watching() == 1; }, "the reader watches");
+    const std::int64_t from = made;
+    for (int i = 0; i < 5; ++i) mailbox_.publish({.step = ++made, .loss = 0.5 * static_cast<double>(made)});
+    v1::Step step;
+    for (int i = 1; i <= 5; ++i) {
+      ASSERT_TRUE(reader->Read(&step));
+      EXPECT_EQ(step.step(), from + i);
+      EXPECT_EQ(step.loss(), 0.5 * static_cast<double>(from + i));
+    }
+    if (round < 2) {
+      context.TryCancel();
+      EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+      testing::wait_until([&] { return mailbox_.watching() == 0; }, "one that left is gone");
+    } else {
+      mailbox_.publish({.step = ++made});
+      mailbox_.close("over");
+      EXPECT_TRUE(reader->Read(&step));
+      EXPECT_EQ(step.step(), made);
+      EXPECT_FALSE(reader->Read(&step));
+      EXPECT_TRUE(reader->Finish().ok());
+    }
+  }
+}
+
+// A plan before there is one is not an empty plan.
+TEST_F(ControlServer, AJobThatStartsHasNoPlanYet) {
+  Server server({.address = "127.0.0.1:0"}, mailbox_);
+  const testing::Calls calls(server.address());
+  const auto plan = [&](v1::Plan& reply) {
+    grpc::ClientContext context;
+    limit(context);
+    return calls.stub().GetPlan(&context, {}, &reply);
+  };
+  v1::Plan reply;
+  EXPECT_EQ(plan(reply).error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_TRUE(calls.make("GetStatus", {}).ok());
+  mailbox_.start({.mesh = "dp=1", .ranks = {{1, 2, 3, 4}}, .plan_text = "text", .fingerprint = 6});
+  for (const State state : {State::running, State::paused, State::draining, State::ended}) {
+    mailbox_.set_state(state);
+    reply.Clear();
+    ASSERT_TRUE(plan(reply).ok());
+    EXPECT_EQ(reply.mesh(), "dp=1");
+    EXPECT_EQ(reply.text(), "text");
+    EXPECT_EQ(reply.fingerprint(), 6U);
+    ASSERT_EQ(reply.ranks_size(), 1);
+    EXPECT_EQ(reply.ranks(0).exchange(), 3);
+  }
 }
 
 TEST_F(ControlServer, HealthAndReflection) {
@@ -179,15 +250,52 @@ TEST_F(ControlServer, HealthAndReflection) {
             std::string::npos);
 }
 
+// Other machines are served with all four files and not with any less; this machine with all of TLS or none of it.
 TEST(ControlSettings, OnlyLoopbackWithoutTlsAndToken) {
-  for (const char* address : {"127.0.0.1:0", "127.8.8.8:70", "localhost:70", "[::1]:70"})
-    EXPECT_NO_THROW(check({.address = address})) << address;
-  for (const char* address : {"0.0.0.0:70", "10.0.0.1:70", "127.0.0.1.example.org:70", "[::]:70", "node7:70", "70",
-                              ":70", "127.0.0.1:x", "127.0.0.1:70000", "::1:70"})
-    EXPECT_THROW(check({.address = address}), Error) << address;
-  EXPECT_THROW(check({.address = "0.0.0.0:70", .tls_cert = "c", .tls_key = "k", .tls_ca = "a"}), Error);
-  EXPECT_NO_THROW(check({.address = "0.0.0.0:70", .tls_cert = "c", .tls_key = "k", .tls_ca = "a", .token_file = "t"}));
-  EXPECT_THROW(check({.address = "127.0.0.1:70", .tls_cert = "c"}), Error);
+  const std::vector<std::string> here{"127.0.0.1:0", "127.8.8.8:70",    "localhost:70",
+                                      "[::1]:70",    "127.0.0.1:65535", "127.255.255.254:1"};
+  const std::vector<std::string> elsewhere{"0.0.0.0:70",
+                                           "10.0.0.1:70",
+                                           "127.0.0.1.example.org:70",
+                                           "[::]:70",
+                                           "node7:70",
+                                           "128.0.0.1:70",
+                                           "127:70",
+                                           "localhost.example.org:70",
+                                           "1270.0.0.1:70",
+                                           "[::2]:70",
+                                           "LOCALHOST1:70",
+                                           "27.0.0.1:70",
+                                           "[fe80::1]:70"};
+  for (int files = 0; files < 16; ++files) {
+    const auto given = [&](int bit) { return (files >> bit & 1) != 0 ? "f" : ""; };
+    const int tls = files & 7;
+    for (const bool local : {true, false}) {
+      for (const std::string& address : local ? here : elsewhere) {
+        const ServerSettings settings{
+            .address = address, .tls_cert = given(0), .tls_key = given(1), .tls_ca = given(2), .token_file = given(3)};
+        const bool may = local ? tls == 0 || tls == 7 : files == 15;
+        try {
+          check(settings);
+          EXPECT_TRUE(may) << address << " with files " << files;
+        } catch (const Error& error) {
+          EXPECT_FALSE(may) << error.what();
+          EXPECT_EQ(error.code(), Code::invalid_argument);
+        }
+        EXPECT_EQ(is_loopback(address), local) << address;
+      }
+    }
+  }
+}
+
+TEST(ControlSettings, WhatIsNoAddressIsNone) {
+  for (const char* address :
+       {"", ":", "70", ":70", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:70x", "127.0.0.1:-1",
+        "127.0.0.1:65536", "127.0.0.1:99999999999", "::1:70", "127.0.0.1:0x10", "localhost:7 0"}) {
+    EXPECT_THROW(is_loopback(address), Error) << address;
+    EXPECT_THROW(check({.address = address, .tls_cert = "c", .tls_key = "k", .tls_ca = "a", .token_file = "t"}), Error)
+        << address;
+  }
 }
 
 }  // namespace

@@ -68,11 +68,11 @@ class Prometheus:
 
     def stop(self):
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(120)
         self.log.close()
 
 
-def wait_for(what, condition, seconds=60):
+def wait_for(what, condition, seconds=240):  # ends a hang; usually a second or two
     end = time.time() + seconds
     while time.time() < end:
         try:
@@ -104,11 +104,6 @@ def filled_in(expression):
     return expression
 
 
-def promtool(*arguments):
-    result = subprocess.run(["promtool", *arguments], capture_output=True, text=True)
-    assert result.returncode == 0, f"promtool {arguments}: {result.stdout}{result.stderr}"
-
-
 def main():
     regatta, deploy, work = (os.path.abspath(path) for path in sys.argv[1:4])
     if not shutil.which("prometheus") or not shutil.which("promtool"):
@@ -116,9 +111,6 @@ def main():
         return 77
     shutil.rmtree(work, ignore_errors=True)
     os.makedirs(os.path.join(work, "targets"))
-    promtool("check", "rules", os.path.join(deploy, "prometheus/rules.yml"))
-    promtool("check", "config", os.path.join(deploy, "prometheus/prometheus.yml"))
-    promtool("test", "rules", os.path.join(deploy, "prometheus/rules_test.yml"))
 
     text = os.path.join(work, "text.txt")
     open(text, "w").write(" ".join(f"{i % 97} boats of {i * i % 31}" for i in range(4000)))
@@ -135,7 +127,7 @@ def main():
              "--out", os.path.join(work, "out")],
             stdout=subprocess.DEVNULL, stderr=open(os.path.join(work, "job.log"), "w"))
         wait_for("all ranks up", lambda: len(prometheus.query(f'up{{job="{JOB}"}} == 1')) == 4)
-        wait_for("steps", lambda: len(prometheus.query(f'regatta_steps_total{{job="{JOB}"}} > 20')) == 4, 90)
+        wait_for("steps", lambda: len(prometheus.query(f'regatta_steps_total{{job="{JOB}"}} > 20')) == 4)
         assert job.poll() is None, "the job ended: " + open(os.path.join(work, "job.log")).read()
         for where, expression, has_data in dashboard_queries(deploy):
             query = filled_in(expression)
@@ -175,7 +167,7 @@ def main():
             time.sleep(120)
             panels_picture.draw(prometheus.last_minutes, os.path.join(deploy, "grafana/dashboards"), filled_in, sys.argv[4])
         job.terminate()
-        job.wait(30)
+        job.wait(240)
         print(f"{len(list(dashboard_queries(deploy)))} queries, {len(rules)} alerts: all answered")
         return 0
     finally:
