@@ -34,8 +34,7 @@ Step coefficients(NewtonSchulz::Coefficients set, int step) {
   return polar_express[std::min<int>(step, static_cast<int>(std::ssize(polar_express)) - 1)];
 }
 
-// Lines of a result that one task computes.
-constexpr std::int64_t panel = 256;
+constexpr std::int64_t panel = newton_schulz_panel;
 std::int64_t panels(std::int64_t lines) { return (lines + panel - 1) / panel; }
 Range lines_of(std::int64_t task, std::int64_t lines) { return {task * panel, std::min(lines, (task + 1) * panel)}; }
 

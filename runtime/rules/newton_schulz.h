@@ -36,6 +36,9 @@ struct NewtonSchulz {
   double eps = 1e-7;
 };
 
+/// Lines of a result that one task computes.
+inline constexpr std::int64_t newton_schulz_panel = 256;
+
 /// Bytes of scratch memory for a matrix of this shape.
 std::int64_t newton_schulz_scratch(const NewtonSchulz&, MatrixShape);
 

@@ -10,6 +10,8 @@
 
 #include "kernels/matmul.h"
 #include "runtime/device/thread_pool.h"
+#include "tests/support/rule_formulas.h"
+#include "tests/support/scalar_kernels.h"
 
 namespace regatta {
 namespace {
@@ -135,6 +137,85 @@ TEST_F(NewtonSchulzTest, ResultsInBf16AreBf16Numbers) {
   std::vector<float> o = orthogonalised({}, {9, 14}, random_matrix({9, 14}, 4)), rounded = o;
   round_to_bf16(rounded.data(), std::ssize(rounded));
   EXPECT_EQ(o, rounded);
+}
+
+// Results of several panels, whose last one is full, short or one line: against whole products, one step and two.
+TEST_F(NewtonSchulzTest, ResultsOfSeveralPanels) {
+  constexpr std::int64_t panel = newton_schulz_panel;
+  for (const auto& [shape, steps] : std::vector<std::pair<MatrixShape, int>>{{{panel - 1, panel + 1}, 1},
+                                                                             {{panel + 1, panel}, 2},
+                                                                             {{panel, 2 * panel}, 1},
+                                                                             {{2 * panel + 1, 30}, 2},
+                                                                             {{2 * panel + 1, 2 * panel + 7}, 1}}) {
+    const std::vector<float> d = random_matrix(shape, 5);
+    const testing::ReferenceMatrix whole(shape.rows, shape.cols, {d.begin(), d.end()});
+    const double norm = std::sqrt(testing::squares_of(whole));
+    const testing::ReferenceMatrix expected =
+        testing::formula_newton_schulz(whole, norm + 1e-7, "classic", steps, [](double x) { return x; });
+    const std::vector<float> got = orthogonalised({.steps = steps, .bf16 = false}, shape, d);
+    double error = 0;
+    for (std::size_t i = 0; i < got.size(); ++i) error = std::max(error, std::fabs(got[i] - expected.values[i]));
+    EXPECT_LT(error, 1e-7) << shape.rows << " x " << shape.cols;
+  }
+}
+
+float nearest_bf16(double x) {
+  auto value = static_cast<float>(x);
+  round_to_bf16(&value, 1);
+  return value;
+}
+
+// In bf16 the start and each of the three products are rounded, no more and no less: nearly all elements have the bits
+// of that, the rest lie where a sum in fp32 falls on another side of a tie.
+TEST_F(NewtonSchulzTest, InBf16EveryProductIsRounded) {
+  for (const MatrixShape& shape : {MatrixShape{24, 70}, MatrixShape{70, 24}})
+    for (const int steps : {1, 2}) {
+      const std::vector<float> d = random_matrix(shape, 6);
+      const testing::ReferenceMatrix whole(shape.rows, shape.cols, {d.begin(), d.end()});
+      const testing::ReferenceMatrix expected = testing::formula_newton_schulz(
+          whole, std::sqrt(testing::squares_of(whole)) + 1e-7, "classic", steps, nearest_bf16);
+      const std::vector<float> got = orthogonalised({.steps = steps, .bf16 = true}, shape, d);
+      std::int64_t same = 0;
+      for (std::size_t i = 0; i < got.size(); ++i) same += got[i] == static_cast<float>(expected.values[i]);
+      EXPECT_GT(same, shape.numel() * 95 / 100) << shape.rows << " x " << shape.cols << ", steps " << steps;
+    }
+}
+
+TEST_F(NewtonSchulzTest, TellsTheNormAndStaysInItsScratch) {
+  ThreadPool pool(1);
+  for (const bool bf16 : {true, false})
+    for (const MatrixShape& shape : {MatrixShape{3, 7}, MatrixShape{7, 3}, MatrixShape{5, 5}}) {
+      const NewtonSchulz settings{.steps = 3, .bf16 = bf16};
+      std::vector<float> values = random_matrix(shape, 7);
+      double squares = 0;
+      for (const float v : values) squares += static_cast<double>(v) * v;
+      const std::int64_t bytes = newton_schulz_scratch(settings, shape);
+      std::vector<std::byte> scratch(static_cast<std::size_t>(bytes) + 64, std::byte{0x5a});
+      const double norm = newton_schulz(settings, shape, values.data(),
+                                        std::span(scratch).first(static_cast<std::size_t>(bytes)), pool);
+      EXPECT_DOUBLE_EQ(norm, std::sqrt(squares));
+      for (std::size_t i = static_cast<std::size_t>(bytes); i < scratch.size(); ++i)
+        ASSERT_EQ(scratch[i], std::byte{0x5a}) << "written behind the scratch memory";
+    }
+}
+
+TEST(RoundToBf16, IsThatOfTheKernelsForEveryPattern) {
+  std::vector<float> values;
+  for (std::uint32_t i = 0; i < 65536; ++i)
+    for (const std::uint32_t low : {0U, 1U, 0x7fffU, 0x8000U, 0x8001U, 0xffffU})
+      values.push_back(std::bit_cast<float>((i << 16) | low));
+  std::vector<float> rounded = values;
+  round_to_bf16(rounded.data(), std::ssize(rounded));
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    std::uint16_t half = 0;
+    testing::write(DType::bf16, &half, 0, values[i]);
+    const float expected = testing::read(DType::bf16, &half, 0);
+    if (std::isnan(expected)) {
+      ASSERT_TRUE(std::isnan(rounded[i])) << i;
+    } else {
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(rounded[i]), std::bit_cast<std::uint32_t>(expected)) << values[i];
+    }
+  }
 }
 
 }  // namespace

@@ -147,6 +147,45 @@ TEST(Reg, ZeroGradientLeavesZeroMomentumAndOnlyDecays) {
   }
 }
 
+// A row whose norm is the smallest normal number or less is dead, the next larger one is not, whatever eps is.
+TEST(Rules, LinesNearTheSmallestNumber) {
+  ThreadPool pool(1);
+  const MatrixShape shape{5, 9};
+  std::vector<float> grad(static_cast<std::size_t>(shape.numel()));
+  const float sizes[] = {0x1p-126F, 0x1.000002p-126F, 0x1p-127F, 0x1p-149F, 1};
+  for (int row = 0; row < 5; ++row) grad[row * 9 + row] = row % 2 ? -sizes[row] : sizes[row];
+  for (const auto& [rule, settings] : std::vector<std::pair<const char*, Settings>>{{"reg", {{"p", "2"}}},
+                                                                                    {"reg", {{"p", "1"}}},
+                                                                                    {"reg", {{"p", "inf"}}},
+                                                                                    {"reg", {{"zero_line", "count"}}},
+                                                                                    {"row_norm", {{"guard", "add"}}},
+                                                                                    {"row_norm", {{"guard", "clamp"}}}})
+    for (const char* eps : {"0", "1e-12", "0.001"})
+      for (const bool one_sweep : {true, false}) {
+        Settings all = settings;
+        for (const auto& more : Settings{{"momentum", "0"}, {"weight_decay", "0"}, {"eps", eps}}) all.push_back(more);
+        const auto made = make_rule(rule, all);
+        RuleRun run(*made, shape, std::vector<float>(grad.size()));
+        run.step(grad, 1, pool, {}, one_sweep);
+        SCOPED_TRACE(made->settings_text());
+        for (std::int64_t i = 0; i < shape.numel(); ++i) {
+          const bool alive = i == 1 * 9 + 1 || i == 4 * 9 + 4;
+          EXPECT_EQ(run.weight[i] != 0, alive) << "row " << i / 9;
+          if (alive) {
+            EXPECT_EQ(run.weight[i]<0, grad[i]> 0);
+          }
+        }
+        EXPECT_EQ(run.health.zero_lines, 3);
+        EXPECT_EQ(run.health.clamped_lines, std::string(eps) == "0" ? 0 : 1);
+        EXPECT_EQ(run.health.smallest_norm, sizes[1]);
+        EXPECT_EQ(run.health.largest_norm, 1);
+        // With eps 0 every live row has the whole size.
+        if (std::string(eps) == "0") {
+          EXPECT_FLOAT_EQ(run.weight[10], -run.weight[40]);
+        }
+      }
+}
+
 TEST(Reg, ViewFollowsTheShape) {
   using sharding::View;
   const auto rule = make_rule("reg", {});

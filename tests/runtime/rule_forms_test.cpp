@@ -44,7 +44,7 @@ std::vector<float> gradient(std::mt19937_64& random, const Matrix& matrix, int s
 
 class RuleForms : public ::testing::Test {
  protected:
-  void check(const std::string& rule, Settings settings, double clip = 0) {
+  void check(const std::string& rule, Settings settings, double clip = 0, DType momentum_dtype = DType::f32) {
     const auto made = make_rule(rule, settings);
     std::map<std::string, std::string> all;
     for (const auto& [name, text] : settings_of(*made)) all[name] = text;
@@ -56,12 +56,14 @@ class RuleForms : public ::testing::Test {
         params.push_back({matrix.name, {matrix.rows, matrix.cols}, DType::f32, {}, {}, {}, 0});
       EngineOptions options;
       options.clip = clip;
+      options.momentum_dtype = momentum_dtype;
       Engine engine(params, {{"all", made, 1}}, sharding::Mesh({{"dp", 1}}), transport, options);
       std::vector<FormulaRule> formulas;
       std::normal_distribution<float> normal;
       for (int p = 0; p < static_cast<int>(std::size(matrices)); ++p) {
         const Matrix& matrix = matrices[p];
         FormulaRule& formula = formulas.emplace_back(rule, all, ReferenceMatrix(matrix.rows, matrix.cols));
+        formula.momentum_dtype = momentum_dtype;
         auto* const data = static_cast<float*>(engine.param(p).data);
         for (std::size_t i = 0; i < formula.weight.values.size(); ++i)
           formula.weight.values[i] = data[i] = normal(random);
@@ -93,9 +95,11 @@ class RuleForms : public ::testing::Test {
         const auto found = formula.states.find(part.state);
         ASSERT_NE(found, formula.states.end()) << part.state;
         EXPECT_EQ(part.shape, (MatrixShape{found->second.rows, found->second.cols})) << part.state;
-        EXPECT_EQ(part.dtype, DType::f32);
-        expect_close(static_cast<const float*>(part.data), found->second,
-                     part.state + " of " + matrices[part.param].name);
+        EXPECT_EQ(part.dtype, part.state == "momentum" ? momentum_dtype : DType::f32);
+        std::vector<float> values(found->second.values.size());
+        for (std::size_t i = 0; i < values.size(); ++i)
+          values[i] = testing::read(part.dtype, part.data, static_cast<std::int64_t>(i));
+        expect_close(values.data(), found->second, part.state + " of " + matrices[part.param].name);
         ++states[part.param];
       }
       for (std::size_t p = 0; p < states.size(); ++p) EXPECT_EQ(states[p], formulas[p].states.size());
@@ -146,6 +150,9 @@ class MatrixRuleForms : public RuleForms {
       check(rule, settings, clip);
       clip = clip == 0 ? 3 : 0;
     }
+    Settings settings = forms.back();
+    settings.emplace_back("precision", "fp32");
+    check(rule, settings, clip, DType::bf16);
   }
 };
 

@@ -162,22 +162,24 @@ TEST(PlanFigures, BytesAreThoseOfTheSharesAndPieces) {
 
 // The block's own number is one more line, of all that hold a part, after the last pass; work goes round.
 TEST(PlanFigures, LinesAndNumbersGoRoundTheOwners) {
-  std::vector<ParamSpec> params;
-  for (int i = 0; i < 12; ++i)
-    params.push_back(matrix("w" + std::to_string(i), {3, 10}, View::lines({Line::row}, 24, 24)));
-  PlanOptions options;
-  options.cut = Cut::element;
-  options.bucket_bytes = 1;  // a bucket each, cut in its middle row
-  const Plan plan(Mesh::parse("dp=2"), params, options);
-  ASSERT_EQ(plan.rounds().size(), 2U);
-  for (const auto& round : plan.rounds()) {
-    ASSERT_EQ(round.size(), 12U);
-    for (const Share& share : round) EXPECT_EQ(share.holders, (std::vector<int>{0, 1}));
+  for (const View& view : {View::lines({Line::row}, 24), View::lines({Line::row}, 24, 24)}) {
+    std::vector<ParamSpec> params;
+    for (int i = 0; i < 12; ++i) params.push_back(matrix("w" + std::to_string(i), {3, 10}, view));
+    PlanOptions options;
+    options.cut = Cut::element;
+    options.bucket_bytes = 1;  // a bucket each, cut in its middle row
+    const Plan plan(Mesh::parse("dp=2"), params, options);
+    ASSERT_EQ(plan.rounds().size(), view.block_scale ? 2U : 1U);
+    int owned[2] = {};
+    for (const auto& round : plan.rounds()) {
+      ASSERT_EQ(round.size(), 12U);
+      for (const Share& share : round) {
+        EXPECT_EQ(share.holders, (std::vector<int>{0, 1}));
+        ++owned[share.owner];
+      }
+    }
+    EXPECT_EQ(owned[0], owned[1]);
   }
-  int owned[2] = {};
-  for (const auto& round : plan.rounds())
-    for (const Share& share : round) ++owned[share.owner];
-  EXPECT_EQ(owned[0], owned[1]);
 }
 
 template <class Make>

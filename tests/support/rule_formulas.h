@@ -3,6 +3,7 @@
 // stored in fp32 is rounded where the rule says so. For any settings, over any number of steps.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "tests/support/reference.h"
+#include "tests/support/scalar_kernels.h"
 
 namespace regatta::testing {
 
@@ -86,6 +88,7 @@ struct FormulaRule {
   std::map<std::string, std::string> settings;  ///< all of them
   ReferenceMatrix weight;
   std::map<std::string, ReferenceMatrix> states;  ///< zero at the start
+  DType momentum_dtype = DType::f32;              ///< of rules that see whole matrices
   int steps = 0;
 
   double number(const char* name) const { return std::stod(settings.at(name)); }
@@ -104,6 +107,13 @@ struct FormulaRule {
 
  private:
   static float f32(double x) { return static_cast<float>(x); }
+  float as_stored(double x) const {
+    const float value = f32(x);
+    if (momentum_dtype == DType::f32) return value;
+    std::uint16_t half = 0;
+    write(momentum_dtype, &half, 0, value);
+    return read(momentum_dtype, &half, 0);
+  }
 
   void decay_and_take(double decay, double factor, const ReferenceMatrix& update) {
     for (std::size_t i = 0; i < weight.values.size(); ++i)
@@ -171,7 +181,7 @@ struct FormulaRule {
     ReferenceMatrix& momentum = state("momentum", grad.rows, grad.cols);
     ReferenceMatrix d = momentum;
     for (std::size_t i = 0; i < grad.values.size(); ++i) {
-      momentum.values[i] = f32(mu * momentum.values[i] + gain * grad.values[i]);
+      momentum.values[i] = as_stored(mu * momentum.values[i] + gain * grad.values[i]);
       d.values[i] =
           word("nesterov") == "on" ? f32(mu * momentum.values[i] + gain * grad.values[i]) : momentum.values[i];
       if (rule == "adamuon") d.values[i] = d.values[i] > 0 ? 1 : d.values[i] < 0 ? -1 : 0;

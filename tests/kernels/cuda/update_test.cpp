@@ -1,5 +1,7 @@
 // The one-sweep updates and AdamW against the CPU table.
 
+#include <map>
+
 #include "kernels/cuda/tiles.h"
 #include "tests/kernels/cuda/device_case.h"
 
@@ -153,6 +155,35 @@ void check_update_columns(Machine& machine, std::vector<RegRun> runs, const cuda
     expect_same_lines(health[i], expected_health, what);
     expect_close_sums(health[i], expected_health, what);
   }
+}
+
+// Lines whose elements are of one size for some hundred places and then of another, so that threads, warps and blocks
+// of a cluster have different bins for the same line.
+void scale_stretches(Random& random, RegRun& run, std::int64_t rows, std::int64_t cols) {
+  std::map<std::pair<std::int64_t, std::int64_t>, float> scales;
+  for (std::int64_t i = 0; i < run.run.numel(); ++i) {
+    const auto [at, added] = scales.try_emplace({i / run.run.cols / rows, i % run.run.cols / cols}, 0.0F);
+    if (added) at->second = random() % 4 == 0 ? 0 : std::ldexp(1.0F, static_cast<int>(random() % 200) - 100);
+    run.grad.set(i, run.grad[i] * at->second);
+    run.momentum.set(i, run.momentum[i] * at->second);
+  }
+}
+
+TEST_F(CudaKernels, UpdateLinesWhoseSizeChangesOnTheWay) {
+  cuda::DeviceLimits limits = machine_->limits();
+  std::vector<RegRun> rows, columns;
+  for (const std::int64_t cols : {900, 4000, 16385, 32768, 40001}) {
+    rows.emplace_back(random_, whole(5, cols), cuda::Dtypes{}, 0);
+    scale_stretches(random_, rows.back(), 1, 300);
+  }
+  check_update_rows(*machine_, rows, {}, limits, two_groups());
+  limits.shared_bytes = 2048 + 4 * 512 * 16;
+  for (const std::int64_t count : {40, 900, 3000}) {
+    columns.emplace_back(random_, whole(count, 40), cuda::Dtypes{}, 0);
+    scale_stretches(random_, columns.back(), 70, 3);
+    if (!cuda::fits_update_columns(columns.back().run, DType::f32, limits)) columns.pop_back();
+  }
+  check_update_columns(*machine_, columns, {}, limits, two_groups());
 }
 
 TEST_F(CudaKernels, UpdateColumnsOfManyShapes) {

@@ -41,7 +41,7 @@ TEST_F(CudaKernels, AVoteTellsTheFirstCulpritAndTheSumsThatTravel) {
     EXPECT_EQ(got.non_finite, bad) << params;
     const auto sent = from_machine(*machine_, sums, travelling);
     for (int p = 0; p < params; ++p)
-      if (places[p] >= 0) EXPECT_TRUE(sent[places[p]] == figures[p].squares) << p << " of " << params;
+      EXPECT_TRUE(places[p] < 0 || sent[places[p]] == figures[p].squares) << p << " of " << params;
     machine_->free_all();
   }
 }
@@ -52,7 +52,7 @@ TEST_F(CudaKernels, ADecisionHasTheBitsOfTheHost) {
     const double loss_scale = round % 3 == 0 ? 1024 : 1, clip = round % 2 == 0 ? 0.37 * (1 + round) : 0;
     const bool skip = round % 8 == 7;
     std::vector<cuda::VoteFlags> flags(static_cast<std::size_t>(ranks));
-    if (skip) flags.back() = {5, 2};
+    if (skip) flags[static_cast<std::size_t>(round / 8 % ranks)] = {round / 8 == 1 ? 0 : 5, 2};
     std::vector<WholeSum> sums;
     std::vector<std::int64_t> first_part{0};
     std::vector<double> squares;
