@@ -28,7 +28,7 @@ struct Flags {
   bool json = false;
   bool as_mpi_rank = false;
   int ranks = 2;
-  double deadline_seconds = 20;
+  double deadline_seconds = 120;
 };
 
 struct Diagnosis {
@@ -76,6 +76,9 @@ Diagnosis diagnose(const Flags& flags) {
       diagnosis.self_tests.push_back(
           {.transport = name, .detail = "mpirun can't start inside mpirun; run doctor by itself"});
     }
+  }
+  for (SelfTest& test : diagnosis.self_tests) {
+    if (test.late) test.detail += excuse_for_lateness(now.machine);
   }
   diagnosis.findings = find_problems(now);
   return diagnosis;
@@ -150,7 +153,10 @@ void print(const Diagnosis& diagnosis) {
     row(test.transport, test.passed
                             ? fmt::format("passed on {} ranks; started in {:.2f} s; gradients summed at {:.2f} GB/s{}",
                                           test.ranks, test.start_seconds, test.reduce_scatter_gb_per_s, cuda)
-                            : (test.ran ? "FAILED: " : "not run: ") + test.detail);
+                            : (test.late  ? "not finished: "
+                               : test.ran ? "FAILED: "
+                                          : "not run: ") +
+                                  test.detail);
   }
   if (!now.built_with_mpi) row("mpi", "not built in");
 
@@ -205,6 +211,7 @@ nlohmann::json json_of(const Diagnosis& diagnosis) {
                                  {"ranks", test.ranks},
                                  {"ran", test.ran},
                                  {"passed", test.passed},
+                                 {"late", test.late},
                                  {"detail", test.detail},
                                  {"start_seconds", test.start_seconds},
                                  {"takes_cuda_memory", test.takes_cuda_memory},
@@ -246,7 +253,7 @@ void add_doctor(CLI::App& app) {
   command->add_option("--ranks", flags->ranks, "Ranks of the self-tests")
       ->capture_default_str()
       ->check(CLI::Range(1, 256));
-  command->add_option("--deadline", flags->deadline_seconds, "Seconds for a self-test")
+  command->add_option("--deadline", flags->deadline_seconds, "Seconds that a self-test may stand still")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   command->add_flag("--json", flags->json, "One JSON document on stdout");

@@ -9,6 +9,8 @@ namespace {
 
 constexpr double gib = 1024.0 * 1024.0 * 1024.0;
 
+bool is_busy(const Machine& machine) { return machine.load > 0.5 * machine.cores_allowed; }
+
 void of_machine(const Circumstances& c, std::vector<Finding>& out) {
   const Machine& m = c.machine;
   if (m.cores_allowed < m.cores_online) {
@@ -23,7 +25,7 @@ void of_machine(const Circumstances& c, std::vector<Finding>& out) {
                            "{:.0f}",
                            m.cores_by_quota, m.cores_allowed, std::max(1.0, m.cores_by_quota))});
   }
-  if (m.load > 0.5 * m.cores_allowed) {
+  if (is_busy(m)) {
     out.push_back(
         {false,
          fmt::format("other programs keep {:.1f} cores busy; timings taken now will not be trustworthy", m.load)});
@@ -130,6 +132,13 @@ void of_threads(const Circumstances& c, std::vector<Finding>& out) {
 }
 
 }  // namespace
+
+std::string excuse_for_lateness(const Machine& machine) {
+  if (!is_busy(machine)) return "";
+  return fmt::format(
+      "; other programs keep {:.1f} cores busy, so it may only be slow: try again with a longer --deadline",
+      machine.load);
+}
 
 std::vector<Finding> find_problems(const Circumstances& circumstances) {
   std::vector<Finding> out;

@@ -31,4 +31,7 @@ struct Circumstances {
 
 std::vector<Finding> find_problems(const Circumstances& circumstances);
 
+/// What may be the matter with a self-test that was only late, to add to what it says; empty where nothing else runs.
+std::string excuse_for_lateness(const Machine& machine);
+
 }  // namespace regatta::cli

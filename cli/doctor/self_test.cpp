@@ -88,7 +88,7 @@ void small_messages(Transport& transport) {
   }
 }
 
-double timed_reduce_scatter(Transport& transport) {
+double timed_reduce_scatter(Transport& transport, const std::function<void()>& got_on) {
   constexpr std::int64_t bytes = 16 << 20;
   const SymmetricBuffer buffer = transport.allocate(bytes);
   const std::vector<std::int64_t> bounds = equal_chunks(bytes, transport.world_size());
@@ -108,16 +108,19 @@ double timed_reduce_scatter(Transport& transport) {
     const Clock::time_point start = Clock::now();
     transport.reduce_scatter(buffer, 0, bounds, add, "self-test speed").wait();
     best = std::max(best, 1e-9 * static_cast<double>(bytes) / seconds_since(start));
+    got_on();
   }
   return best;
 }
 
 }  // namespace
 
-double exercise(Transport& transport) {
+double exercise(Transport& transport, const std::function<void()>& got_on) {
   sum_and_gather(transport);
+  got_on();
   small_messages(transport);
-  const double speed = timed_reduce_scatter(transport);
+  got_on();
+  const double speed = timed_reduce_scatter(transport, got_on);
   transport.barrier("self-test end");
   return speed;
 }
@@ -129,6 +132,7 @@ SelfTest test_local(int ranks, std::chrono::milliseconds deadline) {
     auto transports = make_local_transports(ranks, TransportOptions{.deadline = deadline});
     result.start_seconds = seconds_since(start);
     std::vector<std::string> failures(static_cast<std::size_t>(ranks));
+    std::vector<char> late(static_cast<std::size_t>(ranks), 0);
     {
       std::vector<std::jthread> threads;
       for (int rank = 0; rank < ranks; ++rank) {
@@ -137,6 +141,8 @@ SelfTest test_local(int ranks, std::chrono::milliseconds deadline) {
             const double speed = exercise(*transports[rank]);
             if (rank == 0) result.reduce_scatter_gb_per_s = speed;
           } catch (const std::exception& error) {
+            const auto* const known = dynamic_cast<const Error*>(&error);
+            late[rank] = known != nullptr && known->code() == Code::timeout ? 1 : 0;
             failures[rank] = error.what();
             transports[rank]->abort(error.what());
           }
@@ -146,6 +152,7 @@ SelfTest test_local(int ranks, std::chrono::milliseconds deadline) {
     for (const std::string& failure : failures) {
       if (result.detail.empty()) result.detail = failure;
     }
+    result.late = std::find(late.begin(), late.end(), 1) != late.end();
   } catch (const std::exception& error) {
     result.detail = error.what();
   }

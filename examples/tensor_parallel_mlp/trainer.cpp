@@ -60,7 +60,7 @@ class Optimizer {
  public:
   Optimizer(const std::string& mesh, MPI_Comm ranks, const std::vector<Tensor*>& tensors) : tensors_(tensors) {
     int matrices = 0, biases = 0;
-    check(regatta_transport_from_mpi(ranks, "deadline_seconds=60", &transport_));
+    check(regatta_transport_from_mpi(ranks, "deadline_seconds=200", &transport_));
     check(regatta_engine_create(transport_, mesh.c_str(), &engine_));
     check(regatta_engine_add_group(engine_, "matrices", "reg", nullptr, 1.0, &matrices));
     check(regatta_engine_add_group(engine_, "biases", "adamw", "weight_decay=0", 0.1, &biases));

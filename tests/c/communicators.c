@@ -53,9 +53,9 @@ int main(int argc, char** argv) {
   REFUSED(regatta_transport_from_mpi(half_comm, "colour=red", &mine), "there is no option 'colour'");
   REFUSED(regatta_transport_from_mpi_fortran(987654, NULL, &mine), "MPI_COMM_NULL");
   if (half == 0)
-    OK(regatta_transport_from_mpi(half_comm, "deadline_seconds=120", &mine));
+    OK(regatta_transport_from_mpi(half_comm, "deadline_seconds=200", &mine));
   else
-    OK(regatta_transport_from_mpi_fortran(MPI_Comm_c2f(half_comm), "deadline_seconds=120", &mine));
+    OK(regatta_transport_from_mpi_fortran(MPI_Comm_c2f(half_comm), "deadline_seconds=200", &mine));
   MPI_Comm_free(&half_comm);
   {
     int ours = -1, world = 0;
@@ -67,8 +67,8 @@ int main(int argc, char** argv) {
   OK(regatta_transport_local(1, NULL, &alone));
   by_itself = train(alone, half);
   CHECK(memcmp(&together, &by_itself, sizeof together) == 0);
-  OK(regatta_transport_mpi("deadline_seconds=120", &job));
-  OK(regatta_transport_from_mpi(MPI_COMM_WORLD, "deadline_seconds=120,shared_memory=off", &messages));
+  OK(regatta_transport_mpi("deadline_seconds=200", &job));
+  OK(regatta_transport_from_mpi(MPI_COMM_WORLD, "deadline_seconds=200,shared_memory=off", &messages));
   OK(regatta_transport_data_path(messages, &path));
   CHECK(strcmp(path, "messages") == 0);
   CHECK(isfinite(train(job, 0)) && isfinite(train(messages, 0)));

@@ -133,7 +133,7 @@ static void run(job* of) {
   one_rank ranks[4];
   int world = 0, r;
   OK(regatta_mesh_size(of->mesh, NULL, &world));
-  OK(regatta_transport_local(world, "deadline_seconds=120", transports));
+  OK(regatta_transport_local(world, "deadline_seconds=200", transports));
   for (r = 0; r < world; ++r) {
     ranks[r].of = of;
     ranks[r].transport = transports[r];

@@ -435,7 +435,7 @@ int main(void) {
   OK(regatta_transport_destroy(t));
   CHECK(pthread_create(&threads[0], NULL, has_not_failed, NULL) == 0);
   CHECK(pthread_join(threads[0], NULL) == 0);
-  OK(regatta_transport_local(2, "deadline_seconds=120", two));
+  OK(regatta_transport_local(2, "deadline_seconds=200", two));
   for (i = 0; i < 2; ++i) CHECK(pthread_create(&threads[i], NULL, disagree, two[i]) == 0);
   for (i = 0; i < 2; ++i) CHECK(pthread_join(threads[i], NULL) == 0);
   printf("%d checks of wrong calls\n", checks_made);

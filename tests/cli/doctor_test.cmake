@@ -1,7 +1,7 @@
 # `regatta doctor --json` prints one JSON document in which every transport that was built, but for the one of GPUs, has passed
 # its self-test.
 cmake_minimum_required(VERSION 3.25)
-execute_process(COMMAND ${PROGRAM} doctor --json --deadline 50 RESULT_VARIABLE code OUTPUT_VARIABLE out ERROR_VARIABLE err)
+execute_process(COMMAND ${PROGRAM} doctor --json --deadline 400 RESULT_VARIABLE code OUTPUT_VARIABLE out ERROR_VARIABLE err)
 if(NOT code EQUAL 0)
   message(FATAL_ERROR "exit code ${code}: ${out} ${err}")
 endif()

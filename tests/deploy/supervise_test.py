@@ -15,7 +15,7 @@ SUPERVISE = sys.argv[1]
 def supervised(folder, body, *flags):
     """Runs a shell command that finds the number of its run in $RUN; returns exit code, stderr, number of runs."""
     script = f'n=$(($(cat {folder}/runs 2>/dev/null || echo 0) + 1)); echo $n > {folder}/runs; RUN=$n; {body}'
-    done = subprocess.run([SUPERVISE, "--wait", "0", *flags, "--", "bash", "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([SUPERVISE, "--wait", "0", *flags, "--", "bash", "-c", script], capture_output=True, text=True, timeout=600)
     return done.returncode, done.stderr, int(open(f"{folder}/runs").read())
 
 
@@ -35,7 +35,7 @@ def asked_to_end():
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         try:
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=300) == 0
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise

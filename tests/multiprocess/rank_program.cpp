@@ -73,11 +73,11 @@ void run_mode(const std::string& mode, regatta::cli::RankContext& context) {
     if (mode == "throw") throw Error(Code::checkpoint, "cannot write model.safetensors: disk full");
     if (mode == "bad-one") throw Error(Code::invalid_argument, "shape of W is 3 x 4, expected 4 x 3");
     if (mode == "busy") throw Error(Code::device, "out of memory");
-    if (mode == "stall") sleep_seconds(60);
+    if (mode == "stall") sleep_seconds(1000);
     if (mode == "stop") raise(SIGTERM);
   }
   // The others compute for longer than the grace time, or train on.
-  if (mode == "busy") sleep_seconds(60);
+  if (mode == "busy") sleep_seconds(1000);
   trainer.run(1'000'000);
 }
 
@@ -89,7 +89,8 @@ int main(int argc, char** argv) {
   int ranks = 0;
   regatta::cli::RunOptions options;
   options.program = "rank_program";
-  options.transport.deadline = std::chrono::seconds(30);
+  options.transport.deadline = std::chrono::minutes(2);
+  options.grace = std::chrono::minutes(1);
   for (int i = 2; i < argc; ++i) {
     const std::string flag = argv[i];
     const auto value = [&](const char* name) -> const char* {

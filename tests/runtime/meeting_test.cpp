@@ -219,7 +219,7 @@ class NoticesOfThree : public ::testing::Test {
     for (int r = 0; r < 3; ++r) {
       std::vector<PeerRecord*> records;
       for (PeerRecord& record : records_[r]) records.push_back(&record);
-      notices_[r] = std::make_unique<Notices>(std::move(meetings[static_cast<std::size_t>(r)]), records);
+      notices_[r] = std::make_unique<Notices>(std::move(meetings[static_cast<std::size_t>(r)]), records, counts_[r]);
     }
   }
   /// What rank `seer` knows of rank `rank` once it knows something.
@@ -231,6 +231,9 @@ class NoticesOfThree : public ::testing::Test {
   bool has_left(int seer, int rank) { return records_[seer][rank].left != 0; }
 
   PeerRecord records_[3][3] = {};
+  std::shared_ptr<CollectiveCounts> counts_[3] = {std::make_shared<CollectiveCounts>(3),
+                                                  std::make_shared<CollectiveCounts>(3),
+                                                  std::make_shared<CollectiveCounts>(3)};
   std::unique_ptr<Notices> notices_[3];
 };
 
@@ -247,6 +250,23 @@ TEST_F(NoticesOfThree, FailuresReachAllWithTheirReason) {
       EXPECT_FALSE(has_left(seer, from));
     }
     EXPECT_EQ(records_[from][from].state, PeerRecord::running) << "its own record is its own affair";
+  }
+}
+
+TEST_F(NoticesOfThree, FarewellsTellHowManyCollectivesTheirRankHadBegun) {
+  for (int seer = 0; seer < 3; ++seer) EXPECT_FALSE(counts_[seer]->left_after(2, 0, 0));
+  counts_[2]->join(0);
+  counts_[2]->join(7);
+  for (int i = 0; i < 12; ++i) counts_[2]->begin(7);
+  notices_[2]->send_left();
+  for (int seer : {0, 1}) {
+    await("a farewell", [&] { return has_left(seer, 2); });
+    EXPECT_TRUE(counts_[seer]->left_after(2, 0, 0));
+    EXPECT_FALSE(counts_[seer]->left_after(2, 0, 1));
+    EXPECT_TRUE(counts_[seer]->left_after(2, 7, 12));
+    EXPECT_FALSE(counts_[seer]->left_after(2, 7, 13));
+    EXPECT_FALSE(counts_[seer]->left_after(2, 1, 0));
+    EXPECT_FALSE(counts_[seer]->left_after(1 - seer, 0, 0));
   }
 }
 
