@@ -57,9 +57,13 @@ Tensors state_of(checkpoint::Checkpoint& from) {
   Tensors tensors;
   for (const auto& [name, keys] : blocks) {
     std::int64_t numel = 0;
-    for (const checkpoint::StateKey& key : keys) numel += from.state().at(key).block.numel();
-    const auto weight = model.find(name.second);
     const DType dtype = from.state().at(keys[0]).dtype;
+    for (const checkpoint::StateKey& key : keys) {
+      numel += from.state().at(key).block.numel();
+      if (from.state().at(key).dtype != dtype)
+        throw Error(Code::invalid_argument, from.path() + ": " + key.text() + " has another dtype than block 0");
+    }
+    const auto weight = model.find(name.second);
     std::vector<std::int64_t> shape{numel};
     if (weight && weight->tensor->numel == numel) shape = weight->tensor->shape;
     std::byte* data = tensors.add("state." + name.first + "." + name.second, dtype, std::move(shape));
