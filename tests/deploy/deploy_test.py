@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 
 REGATTA, DEPLOY = sys.argv[1:3]
 
@@ -79,6 +80,75 @@ def kubernetes_objects():
     print("the pods and the config map are as Kubernetes 1.31 has them")
 
 
+def read(*path):
+    with open(os.path.join(DEPLOY, *path)) as file:
+        return file.read()
+
+
+def flags_are_the_programs():
+    """Every flag that is given to `regatta finetune` anywhere is one of its flags, and so is every key of its configuration."""
+    known = set(re.findall(r"--[a-z][a-z-]*", output(REGATTA, "finetune", "--help"))) - {"--help"}
+    slurm = read("slurm/finetune.sbatch").split("regatta finetune", 1)[1]
+    compose = read("docker/compose.yml").split("regatta finetune", 1)[1].split("hostname:")[0]
+    objects = read("kubernetes/job.yaml")
+    launcher = objects.split("- finetune\n", 1)[1].split("Worker:")[0]
+    keys = re.findall(r"(?m)^    ([a-z-]+) = ", objects.split("finetune.toml: |\n", 1)[1].split("---")[0])
+    given = {flag for text in (slurm, compose, launcher) for flag in re.findall(r"--[a-z][a-z-]*", text)} | {"--" + key for key in keys}
+    assert len(keys) > 5 and given <= known | {"--config"}, f"regatta finetune knows no {given - known}"
+    print(f"the {len(given)} flags of the shipped jobs are the program's")
+
+
+def addresses_and_folders_meet():
+    """Where jobs leave their addresses is where Prometheus looks, and every port is named once in each place."""
+    looked = re.search(r'files: \["(.*)/\*\.json"\]', read("prometheus/prometheus.yml")).group(1)
+    compose, slurm, objects = read("docker/compose.yml"), read("slurm/finetune.sbatch"), read("kubernetes/job.yaml")
+    assert f"targets:{looked}:ro" in compose and "--metrics-discovery /targets" in compose and '"targets:/targets"' in compose
+    assert f"TARGETS:-{looked}" in slurm
+    for rules in re.findall(r"- (\S+\.yml)$", read("prometheus/prometheus.yml"), re.M):
+        assert f"../prometheus/{rules}:" in compose, rules
+    for text in (compose, slurm, objects):  # reachable from Prometheus
+        assert len(re.findall(r"--metrics-address[ =]0\.0\.0\.0:9464", text)) == 1
+    slots = int(re.search(r"slotsPerWorker: (\d+)", objects).group(1))
+    workers = int(re.search(r"Worker:\n\s+replicas: (\d+)", objects).group(1))
+    for port in range(slots):
+        assert f"{{name: metrics-{port}, containerPort: {9464 + port}}}" in objects
+        assert f"{{port: metrics-{port}, honorLabels: true," in objects
+    assert objects.count("containerPort") == objects.count("honorLabels") == slots
+    assert re.search(r'- -n\n\s+- "(\d+)"', objects).group(1) == str(slots * workers) == re.search(r"--mesh=dp=(\d+)", objects).group(1)
+    app = re.search(r"labels: \{app: (\S+)\}", objects).group(1)
+    assert f"matchLabels: {{app: {app}}}" in objects
+    launcher, worker = (int(seconds) for seconds in re.findall(r"terminationGracePeriodSeconds: (\d+)", objects))
+    assert worker > launcher, "ranks would be killed before the job has saved"
+    print("addresses, ports and folders meet")
+
+
+def slurm_script():
+    """What the batch script starts, with stand-ins for what it starts it with."""
+    with tempfile.TemporaryDirectory() as folder:
+        with open(f"{folder}/regatta-supervise", "w") as stand_in:
+            stand_in.write('#!/bin/sh\nprintf "%s\\n" "$@"; echo "threads $OMP_NUM_THREADS $OPENBLAS_NUM_THREADS"\n')
+        os.chmod(f"{folder}/regatta-supervise", 0o755)
+        script = os.path.join(DEPLOY, "slurm/finetune.sbatch")
+        slurm = {"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "3", "SLURM_JOB_NAME": "name", "SLURM_JOB_ID": "12"}
+        environment = {"PATH": f"{folder}:{os.environ['PATH']}", **slurm}
+        done = subprocess.run(["bash", script, "the base", "the data", "the results"], capture_output=True, text=True, env=environment)
+        words = done.stdout.splitlines()
+        assert done.returncode == 0 and words[0] == "--" and words[1:4] == ["mpirun", "-n", "8"], (done.stderr, words)
+        value = dict(zip(words, words[1:]))
+        for flag, expected in {"--init": "the base", "--data": "the data", "--out": "the results", "--mesh": "dp=8", "--transport": "mpi",
+                               "--map-by": "ppr:4:node", "--threads": "3", "--job": "name-12", "--resume": "auto", "--bind-to": "none"}.items():
+            assert value[flag] == expected, (flag, value[flag])
+        assert words[-1] == "threads 3 3" and int(value["--checkpoint-every"]) > 0
+        for few in ([], ["base"], ["base", "data"]):
+            assert subprocess.run(["bash", script, *few], capture_output=True, env=environment).returncode != 0, few
+    text = read("slurm/finetune.sbatch")
+    assert re.search(r"(?m)^#SBATCH --signal=B:USR1@\d+$", text) and "#SBATCH --requeue\n" in text, "nobody would tell the job to save"
+    print("the batch script starts what it should")
+
+
+flags_are_the_programs()
+addresses_and_folders_meet()
+slurm_script()
 image_has_the_libraries()
 compose_file()
 image_recipe()
