@@ -129,7 +129,7 @@ TEST(GradientSum, IsMadeInTheOrderThatIsPromised) {
 // Chunks of several tiles of a reduction, with parameters that end inside of them: whole numbers, so that any order is
 // right.
 TEST(GradientSum, OfMoreThanOneTile) {
-  const std::vector<std::vector<std::int64_t>> large{{300, 1001}, {7}, {1000, 401}};
+  const std::vector<std::vector<std::int64_t>> large{{300, 501}, {7}, {500, 201}};
   const auto value = [](int step, int index, int p, std::int64_t i) {
     return static_cast<float>((i * 7 + step * 3 + index * 5 + p) % 61 - 30);
   };
