@@ -3,8 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <random>
 
+#include "kernels/kernels.h"
 #include "runtime/engine/engine.h"
 #include "runtime/transport/transport.h"
 #include "tests/support/spmd.h"
@@ -122,6 +124,65 @@ TEST(GradientSum, IsMadeInTheOrderThatIsPromised) {
       }
     });
   }
+}
+
+// Chunks of several tiles of a reduction, with parameters that end inside of them: whole numbers, so that any order is
+// right.
+TEST(GradientSum, OfMoreThanOneTile) {
+  const std::vector<std::vector<std::int64_t>> large{{300, 501}, {7}, {500, 201}};
+  const auto value = [](int step, int index, int p, std::int64_t i) {
+    return static_cast<float>((i * 7 + step * 3 + index * 5 + p) % 61 - 30);
+  };
+  for (const Mode mode : {Mode::zero1, Mode::zero2})
+    for (const int micro_batches : {1, 2})
+      for (const DType dtype : {DType::f32, DType::bf16}) {
+        SCOPED_TRACE("mode " + std::to_string(static_cast<int>(mode)) + ", " + std::to_string(micro_batches));
+        testing::run_ranks(2, [&](Transport& transport) {
+          EngineOptions options;
+          options.mode = mode;
+          options.micro_batches = micro_batches;
+          options.cut = sharding::Cut::element;
+          std::vector<Param> params;
+          for (const auto& shape : large) {
+            params.push_back({"p" + std::to_string(params.size()), shape});
+            params.back().grad_dtype = dtype;
+          }
+          Engine engine(params, {{"all", make_rule("reg", Settings{{"momentum", "0"}}), 1}},
+                        sharding::Mesh({{"dp", 2}}), transport, options);
+          engine.publish_params();
+          for (int step = 0; step < 2; ++step) {
+            for (int k = 0; k < micro_batches; ++k)
+              for (int p = 2; p >= 0; --p) {
+                Values values(static_cast<std::size_t>(engine.param(p).numel));
+                const int index = static_cast<int>(engine.micro_batch_index(k));
+                for (std::int64_t i = 0; i < std::ssize(values); ++i) values[i] = value(step, index, p, i);
+                std::vector<std::byte> bytes(values.size() * static_cast<std::size_t>(size_of(dtype)));
+                kernels::cpu_kernels().from_f32(values.data(), bytes.data(), dtype, std::ssize(values));
+                engine.add_grad(p, bytes.data(), dtype);
+              }
+            const StepReport report = engine.step(0.1);
+            double squares = 0;
+            for (int p = 0; p < 3; ++p)
+              for (std::int64_t i = 0; i < engine.param(p).numel; ++i) {
+                double sum = 0;
+                for (int index = 0; index < 2 * micro_batches; ++index) sum += value(step, index, p, i);
+                squares += sum * sum;
+              }
+            EXPECT_EQ(report.grad_norm, std::sqrt(squares));
+            for (const StatePart& part : engine.state_parts()) {
+              const std::int64_t begin = part.part.rows.begin * part.shape.cols + part.part.run.begin;
+              bool equal = true;
+              for (std::int64_t i = 0; i < part.part.run.size(); ++i) {
+                float sum = 0;
+                for (int index = 0; index < 2 * micro_batches; ++index)
+                  sum += value(step, index, part.param, begin + i);
+                equal &= static_cast<const float*>(part.data)[i] == sum;
+              }
+              EXPECT_TRUE(equal) << "parameter " << part.param << ", step " << step;
+            }
+          }
+        });
+      }
 }
 
 }  // namespace

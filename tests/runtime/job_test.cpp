@@ -121,6 +121,20 @@ TEST(Job, SettingsThatChangeOnTheWay) {
   expect_everywhere(job, 4, 21);
 }
 
+TEST(Job, EveryNormAndNumberOfPasses) {
+  using Settings = std::vector<std::pair<std::string, std::string>>;
+  std::uint64_t turn = 60;
+  for (const char* p : {"1", "2", "inf"})
+    for (const char* passes : {"1", "2", "3"})
+      for (const char* zero_line : {"keep", "count"}) {
+        SCOPED_TRACE("p " + std::string(p) + ", passes " + passes + ", " + zero_line);
+        WholeJob job = usual_job(++turn);
+        job.steps = 3;
+        job.groups[0].rule = make_rule("reg", Settings{{"p", p}, {"passes", passes}, {"zero_line", zero_line}});
+        expect_everywhere(job, turn, 3);
+      }
+}
+
 // A momentum that is out of fp32's range breaks its line and no other, wherever that lies.
 TEST(Job, LinesThatOverflowAreCounted) {
   struct Layout {

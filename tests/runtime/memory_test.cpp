@@ -32,7 +32,7 @@ TEST(Memory, IsWhatIsAllocated) {
     if (tree) options.accumulation = Accumulation::tree;
     if (tree && mesh.size("dp") > 1) options.micro_batches = 1 << random() % 4;
     if (mesh.size("dp") == 3 && options.mode == Mode::zero2) options.accumulation = Accumulation::sum;
-    std::vector<Param> params{{"a", {10, 6}}, {"b", {5, 12}}, {"c", {14, 4}}, {"d", {16}}, {"e", {8, 8}}};
+    std::vector<Param> params{{"a", {4, 5}}, {"b", {5, 12}}, {"c", {14, 4}}, {"d", {16}}, {"e", {8, 8}}};
     params[1].dtype = DType::bf16;
     params[2].dtype = DType::f16;
     params[2].grad_dtype = DType::f32;

@@ -97,8 +97,7 @@ class WholeJobModel {
     for (const Group& group : job.groups) {
       GroupSettings& settings = settings_.emplace_back();
       settings.is_reg = group.rule->name() == "reg";
-      for (const auto& [name, value] : settings_of(*group.rule))
-        settings.set(name, std::strtod(value.c_str(), nullptr));
+      for (const auto& [name, value] : settings_of(*group.rule)) settings.set(name, value);
     }
     for (std::size_t p = 0; p < job.params.size(); ++p) {
       const Param& param = job.params[p];
@@ -132,8 +131,16 @@ class WholeJobModel {
       if (name == "rho") reg.rho = value;
       if (name == "weight_decay") (is_reg ? reg.weight_decay : adamw.weight_decay) = value;
       if (name == "eps") (is_reg ? reg.eps : adamw.eps) = value;
+      if (name == "passes") reg.passes = static_cast<int>(value);
       if (name == "beta1") adamw.beta1 = value;
       if (name == "beta2") adamw.beta2 = value;
+    }
+    void set(const std::string& name, const std::string& value) {
+      using Norm = RegSettings::Norm;
+      if (name == "p") reg.p = value == "1" ? Norm::one : value == "2" ? Norm::two : Norm::inf;
+      if (name == "zero_line")
+        reg.zero_line = value == "count" ? RegSettings::ZeroLine::count : RegSettings::ZeroLine::keep;
+      set(name, std::strtod(value.c_str(), nullptr));
     }
   };
 
@@ -249,7 +256,20 @@ class WholeJobModel {
     figures.weight_rms = std::sqrt(weight / static_cast<double>(figures.numel));
   }
 
-  // Of p = 2 and one pass.
+  static ReferenceMatrix transposed(const ReferenceMatrix& a) {
+    ReferenceMatrix b(a.cols, a.rows);
+    for (std::int64_t i = 0; i < a.rows; ++i)
+      for (std::int64_t j = 0; j < a.cols; ++j) b.at(j, i) = a.at(i, j);
+    return b;
+  }
+  static ReferenceMatrix direction_of_rows(ReferenceMatrix a, const RegSettings& settings) {
+    for (std::int64_t i = 0; i < a.rows; ++i) {
+      const double norm = reference_norm(a, Line::row, i, settings.p);
+      for (std::int64_t j = 0; j < a.cols && norm > 0; ++j) a.at(i, j) /= std::max(norm, settings.eps);
+    }
+    return a;
+  }
+
   void step_reg(std::size_t p, const std::vector<double>& grad, double lr, WholeFigures& figures) {
     const RegSettings& settings = settings_[job_.params[p].group].reg;
     std::int64_t at = 0;
@@ -263,9 +283,18 @@ class WholeJobModel {
       std::copy(reg.momentum.values.begin(), reg.momentum.values.end(), moment1_[p].begin() + at);
       std::copy(reg.weight.values.begin(), reg.weight.values.end(), weights_[p].begin() + at);
       at += block.numel();
+      // The lines of the last pass, as the ones before left them: the direction of one pass fewer, begun with the other
+      // line.
       const Line line = block.rows <= block.cols ? Line::row : Line::column;
+      ReferenceMatrix before = reg.momentum;
+      for (int pass = 0; pass + 1 < settings.passes; ++pass) {
+        const bool rows = ((settings.passes - 1 - pass) % 2 == 0) == (line == Line::row);
+        RegSettings one = settings;
+        one.passes = 1;
+        before = rows ? direction_of_rows(before, one) : transposed(direction_of_rows(transposed(before), one));
+      }
       for (std::int64_t k = 0; k < std::min(block.rows, block.cols); ++k) {
-        const double norm = reference_norm(reg.momentum, line, k, settings.p);
+        const double norm = reference_norm(before, line, k, settings.p);
         if (norm == 0) {
           ++figures.zero_lines;
           continue;
