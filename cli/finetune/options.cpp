@@ -65,6 +65,11 @@ void complete(Options& options, const sharding::Mesh& mesh) {
     refuse("--lr " + std::to_string(options.schedule.base) + " is no learning rate; a number from 0 up was expected");
   }
 
+  // The range of the flag lets NaN through.
+  if (!(options.schedule.final_ratio >= 0 && options.schedule.final_ratio <= 1))
+    refuse("--final-lr-ratio is " + std::to_string(options.schedule.final_ratio) +
+           ", but a part of the learning rate from 0 to 1 was expected");
+
   const std::int64_t dp = mesh.size("dp");
   for (const auto& [flag, value] : {std::pair<const char*, std::int64_t>{"--steps", options.steps},
                                     {"--seq", options.seq},
@@ -96,7 +101,7 @@ void complete(Options& options, const sharding::Mesh& mesh) {
            std::to_string(options.steps) + " steps");
   }
   if (options.eval_every > 0 && options.eval_data.empty()) refuse("--eval-every needs --eval-data");
-  if (options.random_init() && !(options.sizes.init_std > 0))
+  if (options.random_init() && (!(options.sizes.init_std > 0) || std::isinf(options.sizes.init_std)))
     refuse("--init-std is " + std::to_string(options.sizes.init_std) + ", but a number above 0 was expected");
   if (options.random_init()) options.sizes.check("the model of --init random");
 }

@@ -33,6 +33,24 @@ std::string fingerprint(const TokenData& tokens) {
   return text;
 }
 
+/// What the shapes of a decoder's tensors do not tell.
+Json facts_of(const DecoderConfig& c) {
+  Json facts{{"heads", c.heads},
+             {"kv_heads", c.kv_heads},
+             {"head_dim", c.head_dim},
+             {"norm_eps", c.norm_eps},
+             {"rope_theta", c.rope_theta}};
+  if (!c.rope_scaling) return facts;
+  const RopeScaling& scaling = *c.rope_scaling;
+  facts["rope_scaling"] = {{"kind", scaling.kind == RopeScaling::Kind::linear ? "linear" : "llama3"},
+                           {"factor", scaling.factor}};
+  if (scaling.kind == RopeScaling::Kind::linear) return facts;
+  facts["rope_scaling"]["low_freq_factor"] = scaling.low_freq_factor;
+  facts["rope_scaling"]["high_freq_factor"] = scaling.high_freq_factor;
+  facts["rope_scaling"]["original_positions"] = scaling.original_positions;
+  return facts;
+}
+
 /// What two jobs must share for one to go on where the other ended, by the word that --allow takes.
 Json facts_of(const Job& job) {
   const Options& o = job.options;
@@ -53,6 +71,7 @@ Json facts_of(const Job& job) {
   for (const Group& group : job.groups) facts["rules"][group.name] = group.rule->settings_text();
   facts["rules"]["clip"] = o.engine.clip;
   facts["arithmetic"] = {{"dtype", o.dtype_name}, {"accumulation", o.accumulation}};
+  facts["tensors"] = facts_of(job.model->config());
   return facts;
 }
 
@@ -214,6 +233,7 @@ Resumed resume(checkpoint::Checkpoint& from, const Job& job, const sharding::Mes
     progress = progress_of(saved.at("engine"));
     const Json now = facts_of(job);
     for (const auto& [kind, facts] : now.items()) {
+      if (kind == "tensors" && !saved.at("facts").contains(kind)) continue;  // older ones do not say
       const std::vector<std::string> found = differences(saved.at("facts").at(kind), facts);
       if (kind == "rules") same_rules = found.empty();
       differ(kind, found);

@@ -5,10 +5,10 @@ usage: plan_test.py REGATTA
 """
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
-import time
 
 LLAMA = {"model_type": "llama", "vocab_size": 101, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True, "tie_word_embeddings": False}
@@ -18,7 +18,7 @@ regatta = sys.argv[1]
 
 
 def run(*flags):
-    return subprocess.run([regatta, "plan", *flags], capture_output=True, text=True, timeout=120)
+    return subprocess.run([regatta, "plan", *flags], capture_output=True, text=True, timeout=600)
 
 
 def plan(*flags):
@@ -140,13 +140,19 @@ def check_decoder(folder):
     check_refused("the model's 6 key-value heads cannot be cut evenly 4 ways", "--model", path, "--mesh", "tp=4")
 
 
+def processor_seconds():
+    """Of the programs run so far; how busy the machine is does not matter."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def check_large(folder):
     path = model(folder, LLAMA_7B)
-    begin = time.monotonic()
+    begin = processor_seconds()
     report = plan("--model", path, "--mesh", "dp=64,tp=8", "--dtype", "bf16")
     text = run("--model", path, "--mesh", "dp=64,tp=8", "--dtype", "bf16", "--mode", "sharded")
-    seconds = time.monotonic() - begin
-    assert seconds < 60, seconds  # about two; a busy machine is given time
+    seconds = processor_seconds() - begin
+    assert seconds < 60, seconds  # about two
     assert len(report["ranks"]) == 512
     sizes = {"reg": 0, "adamw": 0}
     for p in report["params"]:

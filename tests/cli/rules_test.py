@@ -32,6 +32,24 @@ for rule in rules:
     assert done.returncode == 0, done.stderr
     shown = run("rules", rule["name"]).stdout
     assert shown.startswith(rule["name"] + "\n") and "sees" in shown and all(s["name"] in shown for s in rule["states"])
+# What each keeps, and per what; the text says the same as the document.
+PER = {"element": 8 * 12, "row": 8, "column": 12, "matrix": 1}
+EXTRA = {"normuon": {"row_moment": "row"}, "trasmuon": {"row_moment": "row", "energy_reference": "matrix", "damped": "column"},
+         "namo": {"gradient_moment": "matrix"}, "namo_d": {"gradient_moment": "column"}, "adamuon": {"second_moment": "element"}}
+for rule in rules:
+    keeps = {state["name"]: state["per"] for state in rule["states"]}
+    expected = {"moment1": "element", "moment2": "element"} if rule["name"] == "adamw" else {"momentum": "element", **EXTRA.get(rule["name"], {})}
+    assert keeps == expected, (rule["name"], keeps)
+    planned = json.loads(run("plan", "--json", "--shape", "w=8x12", "--rule", rule["name"]).stdout)
+    assert planned["ranks"][0]["memory_bytes"]["state"] == 4 * sum(PER[per] for per in keeps.values()), rule["name"]
+    lines = dict(line.strip().split(None, 1) for line in run("rules", rule["name"]).stdout.splitlines()[2:] if line.strip())
+    assert lines["sees"] == rule["view"] and lines["source"] == rule["source"] and lines["confidence"] == rule["confidence"], lines
+    assert lines["keeps"] == ", ".join(f"{name} (per {per})" for name, per in keeps.items()), lines
+    assert lines["settings"] == " ".join(f"{s['name']}={s['default']}" for s in rule["settings"]), lines
+    assert run("rules", rule["name"]).stdout.splitlines()[1].strip() == rule["summary"]
+two = json.loads(run("rules", "muon", "reg", "--json").stdout)["rules"]
+assert [rule["name"] for rule in two] == ["muon", "reg"]
+assert run("rules").stdout == "".join(run("rules", name).stdout for name in names)
 wrong = run("rules", "mion")
 assert wrong.returncode == 2 and 'there is no rule "mion"; expected one of reg, adamw' in wrong.stderr, wrong.stderr
 # A preset gives layers their rules; --assign comes after it.

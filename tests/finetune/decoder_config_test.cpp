@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "runtime/error.h"
 
@@ -133,6 +134,200 @@ TEST_F(Config, WhatCannotBeComputedIsRefused) {
   EXPECT_NE(refusal(with("rms_norm_eps", "0")).find("rms_norm_eps 0"), std::string::npos);
   fs::remove(folder_ / "config.json");
   EXPECT_THROW(read_decoder_config(folder_.string()), Error);
+}
+
+/// A file in which every value is another one.
+std::string distinct(const std::string& more = "", const std::string& type = "llama") {
+  return R"({"model_type": ")" + type +
+         R"(", "vocab_size": 301, "hidden_size": 48, "intermediate_size": 77, "num_hidden_layers": 5,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10, "max_position_embeddings": 99, "rms_norm_eps": 0.003,
+    "initializer_range": 0.07, "rope_theta": 1234.5)" +
+         (more.empty() ? "" : ", " + more) + "}";
+}
+
+TEST_F(Config, EveryValueIsReadFromItsKey) {
+  const DecoderConfig c = read(distinct());
+  EXPECT_EQ(c.model_type, "llama");
+  EXPECT_EQ(c.vocab, 301);
+  EXPECT_EQ(c.hidden, 48);
+  EXPECT_EQ(c.intermediate, 77);
+  EXPECT_EQ(c.layers, 5);
+  EXPECT_EQ(c.heads, 6);
+  EXPECT_EQ(c.kv_heads, 2);
+  EXPECT_EQ(c.head_dim, 10);
+  EXPECT_EQ(c.positions, 99);
+  EXPECT_EQ(c.norm_eps, 0.003);
+  EXPECT_EQ(c.init_std, 0.07);
+  EXPECT_EQ(c.rope_theta, 1234.5);
+  EXPECT_FALSE(c.tied_head || c.qkv_bias || c.output_bias || c.mlp_bias || c.rope_scaling);
+  EXPECT_EQ(c.source, distinct());
+}
+
+TEST_F(Config, WhatIsLeftOutHasTheFamilysDefaults) {
+  const DecoderConfig c = read(R"({"model_type": "mistral", "vocab_size": 8, "hidden_size": 24, "intermediate_size": 7,
+    "num_hidden_layers": 1, "num_attention_heads": 3, "num_key_value_heads": null})");
+  EXPECT_EQ(c.kv_heads, 3);
+  EXPECT_EQ(c.head_dim, 8);
+  EXPECT_EQ(c.positions, 2048);
+  EXPECT_EQ(c.norm_eps, 1e-6);
+  EXPECT_EQ(c.init_std, 0.02);
+  EXPECT_EQ(c.rope_theta, 10000);
+  EXPECT_EQ(c.sliding_window, 0);
+}
+
+TEST_F(Config, BiasesAreThoseOfTheModelType) {
+  const auto biases = [&](const std::string& more, const std::string& type) {
+    const DecoderConfig c = read(distinct(more, type));
+    return std::string(c.qkv_bias ? "q" : "") + (c.output_bias ? "o" : "") + (c.mlp_bias ? "m" : "");
+  };
+  for (const char* type : {"llama", "mistral"}) {
+    EXPECT_EQ(biases("", type), "");
+    EXPECT_EQ(biases(R"("attention_bias": true)", type), "qo");
+    EXPECT_EQ(biases(R"("attention_bias": false, "mlp_bias": true)", type), "m");
+  }
+  EXPECT_EQ(biases("", "qwen2"), "q");
+  EXPECT_EQ(biases(R"("attention_bias": true)", "qwen2"), "q");
+  EXPECT_EQ(biases(R"("attention_bias": false)", "qwen2"), "q");
+}
+
+TEST_F(Config, ASlidingWindowCountsWhereItIsUsed) {
+  const auto window = [&](const std::string& more, const std::string& type) {
+    return read(distinct(more, type)).sliding_window;
+  };
+  EXPECT_EQ(window(R"("sliding_window": 33)", "mistral"), 33);
+  EXPECT_EQ(window(R"("sliding_window": null)", "mistral"), 0);
+  EXPECT_EQ(window(R"("sliding_window": 33)", "qwen2"), 0);
+  EXPECT_EQ(window(R"("sliding_window": 33, "use_sliding_window": true)", "qwen2"), 33);
+  EXPECT_EQ(window(R"("sliding_window": 33, "use_sliding_window": false)", "llama"), 0);
+}
+
+TEST_F(Config, RopeIsReadFromOldAndNewFiles) {
+  const auto rope = [&](const std::string& more) { return read(distinct(more)); };
+  EXPECT_FALSE(rope(R"("rope_scaling": {"rope_type": "default", "factor": 4})").rope_scaling);
+  EXPECT_FALSE(rope(R"("rope_scaling": null)").rope_scaling);
+  for (const char* key : {"type", "rope_type"}) {
+    const DecoderConfig linear = rope("\"rope_scaling\": {\"" + std::string(key) + "\": \"linear\", \"factor\": 3}");
+    EXPECT_EQ(linear.rope_scaling->kind, RopeScaling::Kind::linear);
+    EXPECT_EQ(linear.rope_scaling->factor, 3);
+    EXPECT_EQ(linear.rope_theta, 1234.5);
+  }
+  const DecoderConfig llama3 = rope(R"("rope_parameters": {"rope_type": "llama3", "factor": 5, "low_freq_factor": 1.5,
+    "high_freq_factor": 2.5, "original_max_position_embeddings": 777, "rope_theta": 44.0},
+    "rope_scaling": {"rope_type": "linear", "factor": 9})");
+  EXPECT_EQ(llama3.rope_scaling->kind, RopeScaling::Kind::llama3);
+  EXPECT_EQ(llama3.rope_scaling->factor, 5);
+  EXPECT_EQ(llama3.rope_scaling->low_freq_factor, 1.5);
+  EXPECT_EQ(llama3.rope_scaling->high_freq_factor, 2.5);
+  EXPECT_EQ(llama3.rope_scaling->original_positions, 777);
+  EXPECT_EQ(llama3.rope_theta, 44);
+  EXPECT_NE(refusal(distinct(R"("rope_scaling": {"rope_type": "llama3", "low_freq_factor": 4, "high_freq_factor": 4})"))
+                .find("not above"),
+            std::string::npos);
+  EXPECT_NE(refusal(distinct(R"("rope_scaling": 4)")).find("rope_scaling 4, but an object"), std::string::npos);
+}
+
+/// Every key with every wrong form of its type.
+TEST_F(Config, EveryKeyIsChecked) {
+  using nlohmann::json;
+  const std::vector<json> no_number{"4", true, json::array(), json::object()};
+  const auto check = [&](const char* key, std::vector<json> wrong) {
+    for (const json& value : wrong) {
+      json document = json::parse(distinct());
+      document[key] = value;
+      EXPECT_NE(refusal(document.dump()).find(key), std::string::npos) << key << " " << value;
+    }
+  };
+  for (const char* key : {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                          "num_key_value_heads", "head_dim", "max_position_embeddings"}) {
+    std::vector<json> wrong = no_number;
+    for (const json& value : {json(0), json(-1), json(1.5), json((std::int64_t{1} << 40) + 1)}) wrong.push_back(value);
+    check(key, wrong);
+    const bool needed = std::string(key) != "num_key_value_heads" && std::string(key) != "head_dim" &&
+                        std::string(key) != "max_position_embeddings";
+    json without = json::parse(distinct());
+    without.erase(key);
+    if (needed) {
+      EXPECT_NE(refusal(without.dump()).find("lacks '" + std::string(key)), std::string::npos);
+    }
+  }
+  for (const char* key : {"rms_norm_eps", "initializer_range", "rope_theta", "partial_rotary_factor"}) {
+    std::vector<json> wrong = no_number;
+    wrong.insert(wrong.end(), {json(0), json(-1)});
+    if (std::string(key) != "partial_rotary_factor") check(key, wrong);
+    json document = json::parse(distinct());
+    document[key] = -1;
+    EXPECT_NE(refusal(document.dump()), "(was read)") << key;
+  }
+  for (const char* key : {"tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"})
+    check(key, {1, 0, "true"});
+  for (const char* key : {"model_type", "hidden_act"}) check(key, {1, true});
+  check("num_attention_heads", {0});
+  json odd = json::parse(distinct());
+  odd.erase("head_dim");
+  odd["hidden_size"] = 49;
+  EXPECT_NE(refusal(odd.dump()).find("hidden_size 49, which 6 heads do not divide"), std::string::npos);
+  EXPECT_EQ(read(distinct("\"partial_rotary_factor\": 1.0")).head_dim, 10);
+}
+
+TEST_F(Config, SizesOfARandomModelAreChecked) {
+  const auto said = [](std::int64_t DecoderConfig::*field, std::int64_t value) -> std::string {
+    DecoderConfig config;
+    config.*field = value;
+    try {
+      config.check("the flags");
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::invalid_argument);
+      return error.what();
+    }
+    return "(was taken)";
+  };
+  const std::vector<std::pair<std::int64_t DecoderConfig::*, std::string>> fields{
+      {&DecoderConfig::vocab, "vocabulary"},
+      {&DecoderConfig::hidden, "hidden size"},
+      {&DecoderConfig::intermediate, "intermediate size"},
+      {&DecoderConfig::layers, "number of layers"},
+      {&DecoderConfig::heads, "number of heads"},
+      {&DecoderConfig::kv_heads, "number of key-value heads"},
+      {&DecoderConfig::head_dim, "head size"},
+      {&DecoderConfig::positions, "number of positions"}};
+  for (const auto& [field, name] : fields)
+    for (const std::int64_t value : {0, -1})
+      EXPECT_EQ(said(field, value),
+                "the flags: the " + name + " is " + std::to_string(value) + ", but at least 1 was expected");
+  EXPECT_EQ(said(&DecoderConfig::kv_heads, 3),
+            "the flags: 4 heads cannot share 3 key-value heads; a divisor was expected");
+  EXPECT_EQ(said(&DecoderConfig::kv_heads, 2), "(was taken)");
+  EXPECT_EQ(said(&DecoderConfig::kv_heads, 8),
+            "the flags: 4 heads cannot share 8 key-value heads; a divisor was expected");
+  EXPECT_NE(said(&DecoderConfig::head_dim, 33).find("is odd"), std::string::npos);
+  EXPECT_EQ(said(&DecoderConfig::vocab, 1), "(was taken)");
+}
+
+TEST_F(Config, WhatIsWrittenHasEveryValue) {
+  DecoderConfig c;
+  c.vocab = 301;
+  c.hidden = 48;
+  c.intermediate = 77;
+  c.layers = 5;
+  c.heads = 6;
+  c.kv_heads = 2;
+  c.head_dim = 10;
+  c.positions = 99;
+  c.norm_eps = 0.003;
+  c.init_std = 0.07;
+  c.rope_theta = 1234.5;
+  const auto written = nlohmann::json::parse(decoder_config_json(c, "float32"));
+  EXPECT_EQ(written,
+            nlohmann::json::parse(
+                R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 301, "hidden_size": 48,
+    "num_hidden_layers": 5, "intermediate_size": 77, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10, "hidden_act": "silu",
+    "max_position_embeddings": 99, "rms_norm_eps": 0.003, "rope_theta": 1234.5, "initializer_range": 0.07, "tie_word_embeddings": false,
+    "attention_bias": false, "mlp_bias": false, "bos_token_id": null, "eos_token_id": null, "use_cache": true, "torch_dtype": "float32"})"));
+  // A newer file says `dtype`, and stays as it is otherwise.
+  const std::string newer = distinct(R"("dtype": "float16", "custom": [1, {"a": null}])");
+  auto expected = nlohmann::json::parse(newer);
+  expected["dtype"] = "bfloat16";
+  EXPECT_EQ(nlohmann::json::parse(decoder_config_json(read(newer), "bfloat16")), expected);
 }
 
 }  // namespace

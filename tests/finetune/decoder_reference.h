@@ -17,6 +17,9 @@ struct Model {
   int hidden = 0, intermediate = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0;
   double eps = 0, theta = 0;
   bool tied = false;
+  /// Positions are stretched by `stretch`: all frequencies, or (with `original` positions) those of fewer than `low`
+  /// turns in them wholly, those of more than `high` not at all, linearly between.
+  double stretch = 1, low = 0, high = 0, original = 0;
 
   bool has(const std::string& name) const { return weights.count(name) > 0; }
   const Vector& at(const std::string& name) const { return weights.at(name); }
@@ -40,10 +43,21 @@ struct Model {
     return y;
   }
 
+  /// Per position, of the i-th pair of coordinates.
+  double radians(int i) const {
+    const double plain = std::pow(theta, -2.0 * i / head_dim);
+    if (original == 0) return plain / stretch;
+    const double turns = original / (2 * std::acos(-1.0) / plain);
+    if (turns > high) return plain;
+    if (turns < low) return plain / stretch;
+    const double smooth = (turns - low) / (high - low);
+    return smooth * plain + (1 - smooth) * plain / stretch;
+  }
+
   /// Coordinates i and i + head_dim / 2 of a head are turned by position * theta^(-2i / head_dim).
   void turn(Vector& x, int head, int position) const {
     for (int i = 0; i < head_dim / 2; ++i) {
-      const double angle = position * std::pow(theta, -2.0 * i / head_dim);
+      const double angle = position * radians(i);
       double& a = x[head * head_dim + i];
       double& b = x[head * head_dim + i + head_dim / 2];
       const double turned_a = a * std::cos(angle) - b * std::sin(angle);

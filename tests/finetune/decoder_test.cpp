@@ -5,8 +5,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
+#include "runtime/error.h"
 #include "tests/finetune/decoder_reference.h"
+#include "tests/finetune/window_order.h"
 
 namespace regatta::finetune {
 namespace {
@@ -51,6 +54,14 @@ reference::Model reference_of(const Decoder& decoder) {
   model.eps = c.norm_eps;
   model.theta = c.rope_theta;
   model.tied = c.tied_head;
+  if (c.rope_scaling) {
+    model.stretch = c.rope_scaling->factor;
+    if (c.rope_scaling->kind == RopeScaling::Kind::llama3) {
+      model.low = c.rope_scaling->low_freq_factor;
+      model.high = c.rope_scaling->high_freq_factor;
+      model.original = c.rope_scaling->original_positions;
+    }
+  }
   for (const auto& item : decoder.named_parameters()) {
     const at::Tensor values = item.value().detach().to(at::kDouble).contiguous();
     model.weights[item.key()].assign(values.data_ptr<double>(), values.data_ptr<double>() + values.numel());
@@ -69,12 +80,12 @@ at::Tensor tensor_of(const std::vector<std::vector<std::int64_t>>& rows) {
 const std::vector<std::vector<std::int64_t>> two_rows = {{3, 1, 4, 1, 5, 9, 2}, {6, 5, 3, 10, 0, 7, 8}};
 
 /// Largest difference of the decoder's logits from the reference's.
-double worst_logit(Decoder& decoder) {
+double worst_logit(Decoder& decoder, const std::vector<std::vector<std::int64_t>>& rows = two_rows) {
   const reference::Model model = reference_of(decoder);
-  const at::Tensor logits = decoder.forward(tensor_of(two_rows)).to(at::kDouble).contiguous();
+  const at::Tensor logits = decoder.forward(tensor_of(rows)).to(at::kDouble).contiguous();
   double worst = 0;
-  for (std::size_t r = 0; r < two_rows.size(); ++r) {
-    const std::vector<reference::Vector> expected = model.logits(two_rows[r]);
+  for (std::size_t r = 0; r < rows.size(); ++r) {
+    const std::vector<reference::Vector> expected = model.logits(rows[r]);
     for (std::size_t t = 0; t < expected.size(); ++t)
       for (std::size_t v = 0; v < expected[t].size(); ++v)
         worst = std::max(worst, std::abs(expected[t][v] - logits[r][t][v].item<double>()));
@@ -127,6 +138,63 @@ TEST(Decoder, HeadSizeNeedNotDivideHiddenSize) {
   EXPECT_LT(worst_logit(decoder), 5e-5);
 }
 
+/// Every branch of the configuration at least once, several together.
+std::vector<DecoderConfig> all_kinds() {
+  std::vector<DecoderConfig> kinds(6, small_config());
+  kinds[0].qkv_bias = true;
+  kinds[1].tied_head = true;
+  kinds[1].kv_heads = 1;
+  kinds[1].rope_scaling = RopeScaling{RopeScaling::Kind::linear, 3};
+  kinds[2].kv_heads = 6;
+  kinds[2].output_bias = true;
+  kinds[2].norm_eps = 0.5;
+  kinds[3].mlp_bias = true;
+  kinds[3].head_dim = 8;
+  kinds[3].rope_theta = 1e4;  // 1, 0.1, 0.01 and 0.001 radians: 4.8, 0.48, 0.048 and 0.0048 turns of 30
+  kinds[3].rope_scaling = RopeScaling{RopeScaling::Kind::llama3, 2, 0.25, 0.75, 30};
+  kinds[4].qkv_bias = kinds[4].output_bias = kinds[4].mlp_bias = true;
+  kinds[4].layers = 3;
+  kinds[4].kv_heads = 3;
+  kinds[5].heads = 1;
+  kinds[5].kv_heads = 1;
+  kinds[5].head_dim = 2;
+  kinds[5].layers = 1;
+  return kinds;
+}
+
+TEST(Decoder, EveryKindHasTheLogitsOfTheFormulasAtEveryLength) {
+  int kind = 0;
+  for (const DecoderConfig& config : all_kinds()) {
+    Decoder decoder(config, at::kFloat);
+    randomise(decoder, 20 + static_cast<std::uint64_t>(kind));
+    // Lengths that grow, shrink and return, on the same decoder.
+    for (const std::size_t length : {7U, 3U, 9U, 1U, 7U}) {
+      std::vector<std::vector<std::int64_t>> rows(length % 3 + 1, std::vector<std::int64_t>(length));
+      std::int64_t token = 3;
+      for (auto& row : rows)
+        for (std::int64_t& each : row) each = token = (token * 7 + 5) % 11;
+      EXPECT_LT(worst_logit(decoder, rows), 5e-5) << "kind " << kind << ", length " << length;
+    }
+    ++kind;
+  }
+}
+
+TEST(Decoder, EveryKindLosesWhatTheFormulasSay) {
+  int kind = 0;
+  for (const DecoderConfig& config : all_kinds()) {
+    Decoder decoder(config, at::kFloat);
+    randomise(decoder, 40);
+    const reference::Model model = reference_of(decoder);
+    using Rows = std::vector<std::vector<std::int64_t>>;
+    for (const Rows& rows : {two_rows, Rows{{4, 10}}, Rows{{1, 2, 3}, {10, 0, 10}, {5, 5, 5}}}) {
+      double expected = 0;
+      for (const auto& row : rows) expected += model.loss(row) / static_cast<double>(rows.size());
+      EXPECT_NEAR(decoder.loss(tensor_of(rows)).item<float>(), expected, 2e-5) << "kind " << kind;
+    }
+    ++kind;
+  }
+}
+
 TEST(Decoder, LossIsTheMeanCrossEntropy) {
   Decoder decoder(small_config(), at::kFloat);
   randomise(decoder, 9);
@@ -135,30 +203,34 @@ TEST(Decoder, LossIsTheMeanCrossEntropy) {
   EXPECT_NEAR(decoder.loss(tensor_of(two_rows)).item<float>(), expected, 1e-5);
 }
 
+/// Of every kind; and backward twice gives twice as much.
 TEST(Decoder, GradientsAreSlopesOfTheReference) {
-  DecoderConfig config = small_config();
-  config.layers = 1;
-  config.qkv_bias = true;
-  Decoder decoder(config, at::kFloat);
-  randomise(decoder, 10);
-  decoder.loss(tensor_of(two_rows)).backward();
-  reference::Model model = reference_of(decoder);
-  const auto loss = [&] { return (model.loss(two_rows[0]) + model.loss(two_rows[1])) / 2; };
-  for (const auto& item : decoder.named_parameters()) {
-    const at::Tensor grad = item.value().grad().reshape(-1);
-    reference::Vector& weights = model.weights.at(item.key());
-    for (std::size_t i = 0; i < weights.size(); i += 1 + weights.size() / 7) {
-      constexpr double h = 1e-4;
-      const double kept = weights[i];
-      weights[i] = kept + h;
-      const double above = loss();
-      weights[i] = kept - h;
-      const double below = loss();
-      weights[i] = kept;
-      const double slope = (above - below) / (2 * h);
-      EXPECT_NEAR(grad[static_cast<std::int64_t>(i)].item<float>(), slope, 2e-5 + 1e-4 * std::abs(slope))
-          << item.key() << " [" << i << "]";
+  int kind = 0;
+  for (const DecoderConfig& config : all_kinds()) {
+    Decoder decoder(config, at::kFloat);
+    randomise(decoder, 10);
+    const int passes = 1 + kind % 2;
+    for (int pass = 0; pass < passes; ++pass) decoder.loss(tensor_of(two_rows)).backward();
+    reference::Model model = reference_of(decoder);
+    const auto loss = [&] { return (model.loss(two_rows[0]) + model.loss(two_rows[1])) / 2; };
+    for (const auto& item : decoder.named_parameters()) {
+      const at::Tensor grad = item.value().grad().reshape(-1);
+      ASSERT_TRUE(grad.defined()) << item.key();
+      reference::Vector& weights = model.weights.at(item.key());
+      for (std::size_t i = 0; i < weights.size(); i += 1 + weights.size() / 5) {
+        constexpr double h = 1e-4;
+        const double kept = weights[i];
+        weights[i] = kept + h;
+        const double above = loss();
+        weights[i] = kept - h;
+        const double below = loss();
+        weights[i] = kept;
+        const double slope = passes * (above - below) / (2 * h);
+        EXPECT_NEAR(grad[static_cast<std::int64_t>(i)].item<float>(), slope, 4e-5 + 2e-4 * std::abs(slope))
+            << "kind " << kind << ", " << item.key() << " [" << i << "]";
+      }
     }
+    ++kind;
   }
 }
 
@@ -222,12 +294,115 @@ TEST(RandomWeights, DependOnSeedAndNameOnly) {
   EXPECT_EQ(get(one, "model.norm.weight").min().item<float>(), 1);
 }
 
+/// From the description: four 16-bit uniforms from one 64-bit hash of seed, name and global index.
+double random_weight(std::uint64_t seed, const std::string& name, std::int64_t index, double std_dev) {
+  std::uint64_t key = reference::splitmix(seed);
+  for (const char character : name) key = reference::splitmix(key ^ static_cast<unsigned char>(character));
+  std::uint64_t bits = reference::splitmix(key + static_cast<std::uint64_t>(index) * 0x9e3779b97f4a7c15ULL);
+  double sum = 0;
+  for (int part = 0; part < 4; ++part, bits /= 65536) sum += (static_cast<double>(bits % 65536) + 0.5) / 65536;
+  return (sum - 2) / std::sqrt(4.0 / 12) * std_dev;
+}
+
+/// On every tensor-parallel rank, uneven vocabulary and replicated keys and values included, in both dtypes.
+TEST(RandomWeights, AreThoseOfTheGlobalIndexOnEveryRank) {
+  DecoderConfig config = small_config();
+  config.heads = 4;
+  config.intermediate = 24;
+  config.qkv_bias = config.output_bias = config.mlp_bias = true;
+  constexpr std::uint64_t seed = 0xfedcba9876543210;
+  for (const int tp : {1, 2, 4})
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+      const sharding::Mesh mesh({{"dp", 2}, {"tp", tp}});
+      for (int rank = 0; rank < mesh.world_size(); ++rank) {
+        Decoder decoder(config, type, mesh, rank);
+        init_random(decoder, seed);
+        for (const auto& item : decoder.named_parameters()) {
+          const at::Tensor values = item.value().detach().to(at::kFloat);
+          if (values.dim() < 2) {
+            EXPECT_TRUE(values.eq(item.key().ends_with("bias") ? 0 : 1).all().item<bool>()) << item.key();
+            continue;
+          }
+          const ParamShard& shard = *find_shard(decoder.shards(), item.key());
+          ASSERT_EQ(values.size(0), shard.rows.size());
+          ASSERT_EQ(values.size(1), shard.cols.size());
+          const float* at = values.data_ptr<float>();
+          for (std::int64_t r = shard.rows.begin; r < shard.rows.end; ++r)
+            for (std::int64_t c = shard.cols.begin; c < shard.cols.end; ++c) {
+              const double expected = random_weight(seed, item.key(), r * shard.shape[1] + c, config.init_std);
+              const double allowed = type == at::kFloat ? 1e-6 : 1.0 / 256;
+              ASSERT_NEAR(*at++, expected, allowed * std::abs(expected) + 1e-12)
+                  << item.key() << " [" << r << ", " << c << "] on rank " << rank << " of tp=" << tp;
+            }
+        }
+      }
+    }
+}
+
+/// All parts of all tensor-parallel ranks cover every parameter, once where it is cut.
+TEST(Shards, CoverEveryParameter) {
+  DecoderConfig config = small_config();
+  config.heads = 8;
+  config.intermediate = 24;
+  config.qkv_bias = config.output_bias = config.mlp_bias = true;
+  for (const std::int64_t kv_heads : {1, 2, 4, 8})
+    for (const int tp : {1, 2, 4, 8}) {
+      config.kv_heads = kv_heads;
+      config.vocab = 57;  // 8 ranks hold 8, the last one 1
+      const sharding::Mesh mesh({{"tp", tp}});
+      std::map<std::string, std::int64_t> held;
+      for (int rank = 0; rank < tp; ++rank)
+        for (const ParamShard& shard : decoder_shards(config, mesh, rank)) {
+          const std::int64_t numel = shard.rows.size() * shard.cols.size();
+          std::int64_t local = 1;
+          for (const std::int64_t extent : shard.local_shape) local *= extent;
+          EXPECT_EQ(local, numel) << shard.name;
+          EXPECT_EQ(shard.local_shape.size(), shard.shape.size());
+          held[shard.name] += numel;
+        }
+      for (const ParamShard& whole : decoder_shards(config, sharding::Mesh(), 0)) {
+        const bool norm_or_bias = whole.name.find("norm") != std::string::npos ||
+                                  whole.name.find("o_proj.bias") != std::string::npos ||
+                                  whole.name.find("down_proj.bias") != std::string::npos;
+        const bool shared_kv =
+            (whole.name.find("k_proj") != std::string::npos || whole.name.find("v_proj") != std::string::npos) &&
+            kv_heads % tp != 0;
+        EXPECT_EQ(held.at(whole.name), whole.numel() * (norm_or_bias || shared_kv ? tp : 1))
+            << whole.name << " on tp=" << tp;
+      }
+      // Whole query heads, each with the key-value head that it has in the whole decoder.
+      for (int rank = 0; rank < tp; ++rank) {
+        const HeadShare share = share_heads(config, tp, rank);
+        EXPECT_EQ(share.heads, 8 / tp);
+        EXPECT_EQ(share.head_dim, 4);
+        for (std::int64_t head = 0; head < share.heads; ++head) {
+          const std::int64_t whole_kv = (rank * share.heads + head) / (8 / kv_heads);
+          const std::int64_t own_kv = head / (share.heads / share.kv_heads);
+          EXPECT_EQ(share.replicated_kv < 0 ? rank * share.kv_heads + own_kv : share.replicated_kv, whole_kv)
+              << kv_heads << " key-value heads, rank " << rank << " of " << tp;
+        }
+      }
+    }
+  config.kv_heads = 8;
+  config.vocab = 7;
+  try {
+    decoder_shards(config, sharding::Mesh({{"tp", 8}}), 7);
+    ADD_FAILURE() << "a rank without vocabulary was taken";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("7 rows of model.embed_tokens.weight leave nothing for tp rank 7"),
+              std::string::npos)
+        << error.what();
+  }
+}
+
 TEST(Decoder, Bf16StaysNearTheFormulas) {
-  Decoder decoder(small_config(), at::kBFloat16);
-  init_random(decoder, 12);
-  const reference::Model model = reference_of(decoder);
-  const double expected = (model.loss(two_rows[0]) + model.loss(two_rows[1])) / 2;
-  EXPECT_NEAR(decoder.loss(tensor_of(two_rows)).item<float>(), expected, 0.05 * expected);
+  for (const DecoderConfig& config : all_kinds()) {
+    Decoder decoder(config, at::kBFloat16);
+    randomise(decoder, 12);
+    const reference::Model model = reference_of(decoder);
+    const double expected = (model.loss(two_rows[0]) + model.loss(two_rows[1])) / 2;
+    EXPECT_NEAR(decoder.loss(tensor_of(two_rows)).item<float>(), expected, 0.05 * expected);
+  }
 }
 
 }  // namespace

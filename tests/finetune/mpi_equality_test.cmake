@@ -12,7 +12,7 @@ set(job --init random --hidden 32 --layers 2 --heads 2 --data ${WORK}/text.txt -
         --global-batch 8 --accumulation tree --rule reg --clip 1 --lr 0.01)
 
 function(train name)
-  execute_process(COMMAND ${ARGN} --out ${WORK}/${name} RESULT_VARIABLE code ERROR_VARIABLE err OUTPUT_QUIET TIMEOUT 120)
+  execute_process(COMMAND ${ARGN} --out ${WORK}/${name} RESULT_VARIABLE code ERROR_VARIABLE err OUTPUT_QUIET TIMEOUT 300)
   if(NOT code EQUAL 0)
     message(FATAL_ERROR "${name} ended with ${code}: ${err}")
   endif()

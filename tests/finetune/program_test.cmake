@@ -10,7 +10,7 @@ set(small --steps 2 --hidden 16 --layers 1 --heads 2 --micro-batch 2)
 set(usual --data ${WORK}/text.txt --out ${WORK}/out --seq 16)
 
 function(finetune)
-  execute_process(COMMAND ${REGATTA} finetune ${ARGN} RESULT_VARIABLE code OUTPUT_VARIABLE out ERROR_VARIABLE err TIMEOUT 100)
+  execute_process(COMMAND ${REGATTA} finetune ${ARGN} RESULT_VARIABLE code OUTPUT_VARIABLE out ERROR_VARIABLE err TIMEOUT 300)
   set(code "${code}" PARENT_SCOPE)
   set(out "${out}" PARENT_SCOPE)
   set(err "${err}" PARENT_SCOPE)

@@ -197,8 +197,9 @@ TEST_F(TensorParallel, LossesAgreeStepByStep) {
 }
 
 TEST_F(TensorParallel, GradientsAreTheWholeDecodersAndReplicasHaveTheSameBits) {
-  for (const std::int64_t kv_heads : {4, 2, 1}) {
+  for (const auto& [kv_heads, tied] : std::vector<std::pair<std::int64_t, bool>>{{4, false}, {2, true}, {1, false}}) {
     Options o = options(kv_heads);
+    o.sizes.tied_head = tied;
     const Backward whole = backward(o, "dp=1,tp=1");
     for (const char* mesh : {"dp=1,tp=2", "dp=1,tp=4"}) {
       const Backward split = backward(o, mesh);

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "runtime/error.h"
+#include "tests/finetune/window_order.h"
 
 namespace regatta::finetune {
 namespace {
@@ -57,11 +58,58 @@ TEST_F(Tokens, FilesAreOneSequence) {
   EXPECT_FALSE(TokenData({ids}, 1 << 20).has_text());
 }
 
+/// Every reading of files of all widths, some of one token, against the bytes themselves.
+TEST_F(Tokens, AnyStretchOfAnyFilesIsReadAsItIs) {
+  const auto bytes = [](int count, int seed) {
+    std::string text;
+    for (int i = 0; i < count; ++i) text += static_cast<char>((i * 89 + seed * 57 + 200) % 256);
+    return text;
+  };
+  const std::vector<std::string> paths{
+      put("a.u16", bytes(14, 1)), put("b", bytes(1, 2)),     put("c.u32", bytes(4, 3)), put("d.txt", bytes(9, 4)),
+      put("e.u32", bytes(20, 5)), put("f.u16", bytes(2, 6)), put("u16", bytes(3, 7))};
+  const std::vector<std::int64_t> all = reference::tokens_of(paths);
+  const TokenData data(paths, std::int64_t{1} << 32);
+  ASSERT_EQ(data.size(), 7 + 1 + 1 + 9 + 5 + 1 + 3);
+  for (std::int64_t begin = 0; begin < data.size(); ++begin)
+    for (std::int64_t count = 1; begin + count <= data.size(); ++count)
+      EXPECT_EQ(read(data, begin, static_cast<std::size_t>(count)),
+                std::vector<std::int64_t>(all.begin() + begin, all.begin() + begin + count))
+          << begin << " + " << count;
+  const TokenData moved = std::move(const_cast<TokenData&>(data));
+  EXPECT_EQ(read(moved, 3, 20), std::vector<std::int64_t>(all.begin() + 3, all.begin() + 23));
+}
+
+TEST_F(Tokens, TheVocabularyBoundsEveryIdOfEveryFile) {
+  const std::string ids = put("a.u16", std::string("\x00\x00\xff\xff", 4));
+  const std::string wide = put("b.u32", std::string("\xff\xff\xff\xff", 4));
+  EXPECT_EQ(refusal({ids}, 65536), "(was read)");
+  EXPECT_NE(refusal({ids}, 65535).find("a.u16: token 1 is 65535, but the model's vocabulary has 65535"),
+            std::string::npos);
+  EXPECT_EQ(refusal({ids, wide}, std::int64_t{1} << 32), "(was read)");
+  EXPECT_NE(refusal({ids, wide}, 0xffffffff).find("b.u32: token 0 is 4294967295"), std::string::npos);
+  EXPECT_NE(refusal({put("first.txt", "b"), put("second.txt", "aab")}, 'b').find("first.txt: token 0"),
+            std::string::npos);
+  EXPECT_NE(refusal({put("first.txt", "a"), put("second.txt", "aab")}, 'b').find("second.txt: token 2"),
+            std::string::npos);
+}
+
+TEST_F(Tokens, TextAmongTokenFilesIsNoticed) {
+  const std::string ids = put("a.u16", "abcd"), wide = put("b.u32", "abcd"), text = put("c", "abcd");
+  const std::int64_t vocab = std::int64_t{1} << 32;
+  EXPECT_FALSE(TokenData({ids, wide}, vocab).has_text());
+  EXPECT_TRUE(TokenData({text, ids}, vocab).has_text());
+  EXPECT_TRUE(TokenData({ids, text, wide}, vocab).has_text());
+}
+
 TEST_F(Tokens, BadFilesAreNamed) {
   EXPECT_NE(refusal({(folder_ / "absent").string()}, 256).find("No such file"), std::string::npos);
   EXPECT_NE(refusal({put("empty", "")}, 256).find("is empty"), std::string::npos);
   EXPECT_NE(refusal({folder_.string()}, 256).find("not a regular file"), std::string::npos);
   EXPECT_NE(refusal({put("odd.u16", "abc")}, 1 << 16).find("2-byte tokens"), std::string::npos);
+  for (const char* bytes : {"abcde", "ab", "abc"})
+    EXPECT_NE(refusal({put("odd.u32", bytes)}, 1 << 16).find("4-byte tokens"), std::string::npos);
+  EXPECT_NE(refusal({}, 256).find("no data file was given"), std::string::npos);
   EXPECT_NE(refusal({put("big.txt", "abz")}, 'z').find("token 2 is 122, but the model's vocabulary has 122 entries"),
             std::string::npos);
 }
@@ -103,6 +151,48 @@ TEST(WindowSampler, OrderIsPartOfTheFormat) {
   for (std::int64_t i = 0; i < 10; ++i) begins.push_back(sampler.begin(i) / 10);
   // From a second implementation of the permutation; a change of it changes every training run with a given seed.
   EXPECT_EQ(begins, (std::vector<std::int64_t>{5, 1, 3, 4, 7, 2, 0, 8, 9, 6}));
+}
+
+/// Sizes around powers of four, where the network's domain grows; several epochs; seeds that use all bits.
+TEST(WindowSampler, AnyPlaceOfAnyEpochIsThatOfTheSecondImplementation) {
+  for (const std::uint64_t seed : {std::uint64_t{0}, std::uint64_t{7}, std::uint64_t{0xfedcba9876543210}})
+    for (const std::int64_t windows : {1, 3, 4, 5, 15, 16, 17, 64, 65, 255, 256, 257, 4097}) {
+      const WindowSampler sampler(windows * 3 + 2, 3, seed, "the test");  // one token more than the windows take
+      ASSERT_EQ(sampler.windows(), windows);
+      const std::int64_t stride = windows < 300 ? 1 : 61;
+      for (std::int64_t i = 0; i < 3 * windows; i += stride)
+        ASSERT_EQ(sampler.begin(i), 3 * reference::window(i, windows, seed)) << windows << " windows, place " << i;
+      const std::int64_t far = windows * 1'000'003;
+      ASSERT_EQ(sampler.begin(far), 3 * reference::window(far, windows, seed));
+    }
+}
+
+TEST(WindowSampler, AsManyWindowsAsFitWithTheTokenAfterThem) {
+  for (std::int64_t seq = 1; seq < 12; ++seq)
+    for (std::int64_t tokens = seq + 1; tokens < 60; ++tokens) {
+      const WindowSampler sampler(tokens, seq, 0, "the test");
+      std::int64_t fitting = 0;
+      while ((fitting + 1) * seq + 1 <= tokens) ++fitting;
+      EXPECT_EQ(sampler.windows(), fitting) << tokens << " tokens, sequences of " << seq;
+      EXPECT_LE(sampler.even_begin(fitting - 1, fitting) + seq + 1, tokens);
+    }
+  EXPECT_THROW(WindowSampler(10, 0, 0, "the test"), Error);
+  EXPECT_THROW(WindowSampler(10, -1, 0, "the test"), Error);
+  EXPECT_THROW(WindowSampler(0, 1, 0, "the test"), Error);
+}
+
+TEST(WindowSampler, EvaluationVisitsAsManyOtherWindowsAsAskedFor) {
+  for (std::int64_t windows = 1; windows < 40; ++windows) {
+    const WindowSampler sampler(windows * 5 + 1, 5, 0, "the test");
+    for (std::int64_t count = 1; count <= windows; ++count) {
+      std::set<std::int64_t> begins;
+      for (std::int64_t i = 0; i < count; ++i) {
+        EXPECT_EQ(sampler.even_begin(i, count), i * windows / count * 5);
+        begins.insert(sampler.even_begin(i, count));
+      }
+      EXPECT_EQ(static_cast<std::int64_t>(begins.size()), count);
+    }
+  }
 }
 
 TEST(WindowSampler, DataShorterThanASequenceIsRefused) {
