@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -31,6 +32,22 @@ TEST(ThreadPool, RunsEveryTaskOnce) {
   }
 }
 
+TEST(ThreadPool, EveryThreadGetsTasksInAscendingOrder) {
+  for (const int threads : {1, 3}) {
+    ThreadPool pool(threads);
+    for (int round = 0; round < 50; ++round) {
+      std::vector<std::vector<std::int64_t>> got(static_cast<std::size_t>(threads));
+      pool.run(200, [&](std::int64_t task, int thread) { got[thread].push_back(task); });
+      std::size_t all = 0;
+      for (const std::vector<std::int64_t>& tasks : got) {
+        EXPECT_TRUE(std::is_sorted(tasks.begin(), tasks.end()));
+        all += tasks.size();
+      }
+      EXPECT_EQ(all, 200U);
+    }
+  }
+}
+
 TEST(ThreadPool, WakesWorkersThatSleep) {
   ThreadPool pool(3);
   for (int round = 0; round < 5; ++round) {
@@ -51,6 +68,8 @@ TEST(ThreadPool, ScratchIsAlignedGrowsAndStays) {
     EXPECT_EQ(reinterpret_cast<std::uintptr_t>(small.data()) % 64, 0U);
     std::memset(small.data(), 7, small.size());
     EXPECT_EQ(pool.scratch(thread, 60).data(), small.data());
+    EXPECT_EQ(pool.scratch(thread, 60).size(), 60U);
+    EXPECT_EQ(pool.scratch(thread, 100)[99], std::byte{7});  // what is large enough keeps what is in it
     const auto large = pool.scratch(thread, 1 << 20);
     std::memset(large.data(), 7, large.size());
   }

@@ -83,7 +83,12 @@ class RuleForms : public ::testing::Test {
         for (std::size_t p = 0; p < std::size(matrices); ++p) {
           ReferenceMatrix grad(matrices[p].rows, matrices[p].cols);
           for (std::size_t i = 0; i < grads[p].size(); ++i) grad.values[i] = grads[p][i] * static_cast<float>(factor);
+          const ReferenceMatrix before = formulas[p].weight;
           formulas[p].step(grad, lrs[step]);
+          expect_figures(engine.param_reports()[p], formulas[p], before,
+                         made->view({2, 2}).kind == sharding::View::Kind::matrix
+                             ? 1e-7
+                             : std::stod(all.count("eps") ? all.at("eps") : "0"));
         }
         for (std::size_t p = 0; p < std::size(matrices); ++p)
           expect_close(static_cast<const float*>(engine.param(static_cast<int>(p)).data), formulas[p].weight,
@@ -104,6 +109,34 @@ class RuleForms : public ::testing::Test {
       }
       for (std::size_t p = 0; p < states.size(); ++p) EXPECT_EQ(states[p], formulas[p].states.size());
     });
+  }
+
+  // Sizes of the step and of what came of it, and the lines that it counted.
+  static void expect_figures(const ParamReport& report, const FormulaRule& formula, const ReferenceMatrix& before,
+                             double eps) {
+    double change = 0;
+    for (std::size_t i = 0; i < before.values.size(); ++i)
+      change += std::pow(formula.weight.values[i] - before.values[i], 2);
+    const auto numel = static_cast<double>(before.values.size());
+    // A weight moves by whole steps of its own rounding.
+    EXPECT_NEAR(report.update_rms, std::sqrt(change / numel), 1e-5 * report.update_rms + 2e-7 * report.weight_rms)
+        << report.name;
+    EXPECT_NEAR(report.weight_rms, std::sqrt(testing::squares_of(formula.weight) / numel), 1e-5 * report.weight_rms)
+        << report.name;
+    if (formula.norms.empty()) return;
+    std::int64_t zero = 0, clamped = 0;
+    double smallest = 0, largest = 0;
+    for (const double norm : formula.norms) {
+      zero += norm == 0;
+      clamped += norm > 0 && norm < eps;
+      if (norm > 0 && (smallest == 0 || norm < smallest)) smallest = norm;
+      largest = std::max(largest, norm);
+    }
+    EXPECT_EQ(report.zero_lines, zero) << report.name;
+    EXPECT_EQ(report.clamped_lines, clamped) << report.name;
+    EXPECT_EQ(report.non_finite_lines, 0) << report.name;
+    EXPECT_NEAR(report.smallest_line_norm, smallest, 1e-5 * smallest) << report.name;
+    EXPECT_NEAR(report.largest_line_norm, largest, 1e-5 * largest) << report.name;
   }
 
   // Of an element, or of a twentieth of the largest where terms cancel.

@@ -90,6 +90,7 @@ struct FormulaRule {
   std::map<std::string, ReferenceMatrix> states;  ///< zero at the start
   DType momentum_dtype = DType::f32;              ///< of rules that see whole matrices
   int steps = 0;
+  std::vector<double> norms;  ///< of the lines that the last step counts; a whole matrix is one
 
   double number(const char* name) const { return std::stod(settings.at(name)); }
   const std::string& word(const char* name) const { return settings.at(name); }
@@ -99,6 +100,7 @@ struct FormulaRule {
 
   void step(const ReferenceMatrix& grad, double lr) {
     ++steps;
+    norms.clear();
     if (rule == "reg") return reg(grad, lr);
     if (rule == "adamw") return adamw(grad, lr);
     if (rule == "row_norm" || rule == "column_norm" || rule == "centred_row_norm") return line_norm(grad, lr);
@@ -131,6 +133,9 @@ struct FormulaRule {
     ReferenceReg whole{all, state("momentum", grad.rows, grad.cols), weight};
     whole.step(grad, lr);
     states.at("momentum") = whole.momentum;
+    const Line line = grad.rows <= grad.cols ? Line::row : Line::column;
+    for (std::int64_t k = 0; all.passes == 1 && k < std::min(grad.rows, grad.cols); ++k)
+      norms.push_back(reference_norm(whole.momentum, line, k, all.p));
     weight = whole.weight;
   }
 
@@ -164,6 +169,8 @@ struct FormulaRule {
     const Line line = rule == "column_norm" ? Line::column : Line::row;
     ReferenceMatrix a = centres ? centred(momentum) : momentum;
     const ReferenceMatrix before = a;
+    for (std::int64_t k = 0; k < (line == Line::row ? a.rows : a.cols); ++k)
+      norms.push_back(reference_norm(before, line, k, RegSettings::Norm::two));
     for (std::int64_t i = 0; i < a.rows; ++i)
       for (std::int64_t j = 0; j < a.cols; ++j) {
         const double norm = reference_norm(before, line, line == Line::row ? i : j, RegSettings::Norm::two);
@@ -187,6 +194,7 @@ struct FormulaRule {
       if (rule == "adamuon") d.values[i] = d.values[i] > 0 ? 1 : d.values[i] < 0 ? -1 : 0;
     }
     const double norm = std::sqrt(squares_of(d));
+    norms.push_back(norm);
     const ReferenceMatrix o =
         formula_newton_schulz(d, muon && word("variant") == "torch" ? std::max(norm, 1e-7) : norm + 1e-7,
                               word("coefficients"), std::stoi(word("steps")), [](double x) { return x; });
