@@ -203,9 +203,10 @@ def failing_units(units, tests, known, jobs, **environment):
     return failures
 
 
-def run(build, chosen, results, results_file, jobs):
+def run(build, chosen, results, results_file, jobs, longest):
     tests = Tests(build)
     known, _ = baseline(build, tests, jobs)
+    known = {name: facts for name, facts in known.items() if facts["seconds"] <= longest}
     chosen = [bug for bug in chosen if not bug.equivalent]
     for done, bug in enumerate(chosen, 1):
         results[bug.name] = judge(bug, tests, known, jobs, build)
