@@ -1,6 +1,7 @@
 // Which checkpoint a job goes on from, which steps it saves, and that it ends the same as one that was not stopped.
 
 #include "cli/finetune/trainer.h"
+#include "cli/finetune/weights.h"
 #include "tests/finetune/resume_job.h"
 
 namespace regatta::finetune {
@@ -127,6 +128,25 @@ TEST_F(Resume, SaversSkipWhatIsSavedAndTellWhatIsNot) {
       expect_says(error.what(), folder_.at("checkpoints"));
     }
   });
+}
+
+TEST_F(Resume, ACheckpointIsAModelFolder) {
+  const std::string base = folder_.at("base"), step1 = folder_.at("checkpoints/step-00000001");
+  fs::create_directories(base);
+  on_ranks(options("dp=1"), "", [&](Rank r) { save_weights(*r.job.model, base); });
+  testing::put(base + "/tokenizer.json", "a tokenizer");
+  testing::put(base + "/notes.txt", "not of the model");
+  Options o = options("dp=2");
+  o.init = base;
+  on_ranks(o, "", [&](Rank r) { Saver(r.job, r.mesh, r.engine, r.transport).save_last(1); });
+  EXPECT_EQ(testing::bytes_in(step1 + "/config.json"), testing::bytes_in(base + "/config.json"));
+  EXPECT_EQ(testing::bytes_in(step1 + "/tokenizer.json"), "a tokenizer");
+  EXPECT_FALSE(fs::exists(step1 + "/notes.txt"));
+  o.init = step1;
+  on_ranks(o, "", [&](Rank r) {
+    if (r.transport.rank() == 0) save_weights(*r.job.model, folder_.path());
+  });
+  EXPECT_TRUE(testing::bytes_in(folder_.at("model.safetensors")) == testing::bytes_in(base + "/model.safetensors"));
 }
 
 TEST_F(Resume, AJobThatIsStoppedInBetweenEndsTheSame) {

@@ -38,9 +38,11 @@ inline std::string refusal(const std::function<void()>& body) {
 class Resume : public ::testing::Test {
  protected:
   void SetUp() override {
-    for (const int more : {0, 1}) {
-      std::ofstream text(folder_.at("text" + std::to_string(more)));
-      for (int i = 0; i < 400; ++i) text << "line " << i % 17 + more << " of " << i * i % 101 << "; ";
+    // The last is as long as the first.
+    for (const int which : {0, 1, 2}) {
+      std::ofstream text(folder_.at("text" + std::to_string(which)));
+      for (int i = 0; i < 400; ++i)
+        text << (which < 2 ? "line " : "lime ") << i % 17 + which % 2 << " of " << i * i % 101 << "; ";
     }
   }
   Options options(const std::string& mesh) const {

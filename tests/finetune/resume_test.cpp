@@ -57,6 +57,9 @@ TEST_F(Resume, EverythingGoesOnOnAnyMesh) {
     if (r.transport.rank() == 0) progress = odd;
   });
   EXPECT_GT(saved.states.size(), 20U);
+  const checkpoint::Checkpoint whole(step7);
+  EXPECT_EQ(whole.state().size(), saved.states.size());
+  for (const auto& [key, tensor] : whole.state()) EXPECT_EQ(tensor.stored, tensor.block.numel()) << key.text();
   const auto job = nlohmann::json::parse(checkpoint::Checkpoint(step7).manifest().job);
   EXPECT_EQ(job.at("step"), 7);
   EXPECT_EQ(job.at("tokens"), 7 * 12 * 12);
@@ -97,6 +100,7 @@ TEST_F(Resume, WhatDiffersIsNamedAndAllowedByItsWordOnly) {
   };
   const std::vector<Case> cases{
       {"data", "fingerprint", [&](Options& o) { o.data = {folder_.at("text1")}; }},
+      {"data", "fingerprint", [&](Options& o) { o.data = {folder_.at("text2")}; }},
       {"data", "tokens", [&](Options& o) { o.data.push_back(folder_.at("text0")); }},
       {"data", "seq was 12 and is 13", [](Options& o) { o.seq = 13; }},
       {"data", "seed was 4 and is 5", [](Options& o) { o.seed = 5; }},
