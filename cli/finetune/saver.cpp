@@ -1,11 +1,16 @@
 #include "cli/finetune/saver.h"
 
+#include <filesystem>
+
 #include "cli/finetune/resume.h"
 #include "cli/finetune/weights.h"
+#include "runtime/checkpoint/checkpoint_folder.h"
 #include "runtime/error.h"
 
 namespace regatta::finetune {
 namespace {
+
+namespace fs = std::filesystem;
 
 checkpoint::SaveSettings settings_of(const Options& options) {
   checkpoint::SaveSettings settings;
@@ -24,6 +29,11 @@ Saver::Saver(const Job& job, const sharding::Mesh& mesh, Engine& engine, Transpo
   texts_.push_back({"config.json", config_text(*job.model)});
   if (job.options.random_init()) return;
   for (auto& [name, text] : tokenizer_texts(job.options.init)) texts_.push_back({name, std::move(text)});
+}
+
+void Saver::went_on_from(const std::string& path, std::int64_t step) {
+  const fs::path own = fs::path(job_.options.checkpoint_dir()) / checkpoint::folder_name(step);
+  if (fs::absolute(path).lexically_normal() == fs::absolute(own).lexically_normal()) saved_step_ = step;
 }
 
 std::string Saver::save(std::int64_t step) {
@@ -57,12 +67,12 @@ std::string Saver::save(std::int64_t step) {
 
 void Saver::tell(const std::function<void(const checkpoint::SaveOutcome&)>& saved,
                  const std::function<void(const std::string&)>& failed) {
-  const auto outcome = writer_.outcome();
-  if (!outcome) return;
-  if (outcome->problem.empty())
-    saved(*outcome);
-  else
-    failed("the checkpoint of step " + std::to_string(outcome->step) + " was not saved: " + outcome->problem);
+  while (const auto outcome = writer_.outcome()) {
+    if (outcome->problem.empty())
+      saved(*outcome);
+    else
+      failed("the checkpoint of step " + std::to_string(outcome->step) + " was not saved: " + outcome->problem);
+  }
 }
 
 void Saver::save_last(std::int64_t step) {

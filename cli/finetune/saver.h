@@ -21,7 +21,10 @@ class Saver {
   /// Copies what a checkpoint of `step` needs and lets it be written behind the next steps. Gives back why it could not
   /// begin, alike on all ranks, or nothing. Does nothing for the step that was saved last.
   std::string save(std::int64_t step);
-  /// Not collective. Calls `saved` or `failed` for a save that has ended.
+  /// The job goes on from the checkpoint `path`: if that is one of its own, the step is saved already. Writing it again
+  /// would put a sound one aside, and with it, for a moment, maybe all there is.
+  void went_on_from(const std::string& path, std::int64_t step);
+  /// Not collective. Calls `saved` or `failed` for each save that has ended.
   void tell(const std::function<void(const checkpoint::SaveOutcome&)>& saved,
             const std::function<void(const std::string&)>& failed);
   /// Saves `step` unless that was done, and waits until it is on disk. Throws Error(checkpoint) when it is not.

@@ -44,6 +44,7 @@ void Trainer::go_on_from(checkpoint::Checkpoint& checkpoint) {
   const Resumed resumed = resume(checkpoint, job_, mesh_, engine_);
   made_ = resumed.step;
   resumed_ = resumed.told;
+  if (saver_) saver_->went_on_from(checkpoint.path(), made_);
   if (made_ > options_.steps)
     throw Error(Code::invalid_argument, checkpoint.path() + " is of step " + std::to_string(made_) + ", beyond the " +
                                             std::to_string(options_.steps) + " steps of this job");

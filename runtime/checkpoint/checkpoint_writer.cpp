@@ -1,6 +1,7 @@
 #include "runtime/checkpoint/checkpoint_writer.h"
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <deque>
@@ -179,7 +180,9 @@ struct CheckpointWriter::Impl {
   void leave_record(const Manifest& record) const {
     const std::string name = in_part(numbered("rank-", rank, ".json"));
     write_file(*settings.calls, name + ".part", text_of(record));
-    rename(*settings.calls, name + ".part", name);
+    // Not flushed: as soon as it has its name, rank 0 may give the folder another.
+    if (settings.calls->rename((name + ".part").c_str(), name.c_str()) != 0)
+      throw Error(Code::checkpoint, name + " cannot be put in place: " + std::strerror(errno));
   }
 
   Manifest wait_for_record(int of, std::chrono::steady_clock::time_point give_up) const {

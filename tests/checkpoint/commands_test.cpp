@@ -195,31 +195,21 @@ TEST_F(Commands, ConsolidateWritesEveryValue) {
       EXPECT_EQ(tensor->element_type(), weight.dtype);
       EXPECT_EQ(values_of(file, *tensor), weight.values);
     }
-    // Blocks of one parameter must be of one dtype to be stacked; the samples' need not.
     std::map<std::string, std::vector<const Sample::State*>> blocks;
     for (const Sample::State& state : sample.states())
       blocks["state." + state.key.state + "." + state.key.param].push_back(&state);
-    bool mixed = false;
-    for (auto& [name, of] : blocks)
-      for (const Sample::State* one : of) mixed = mixed || one->dtype != of[0]->dtype;
     const Said said = run({"consolidate", at(77), "--state", "--out", states});
-    if (mixed) {
-      EXPECT_SAYS(said.refused, at(77));
-      EXPECT_FALSE(fs::exists(states));
-    } else {
-      EXPECT_EQ(said.refused, "");
-      const safetensors::File whole(states);
-      EXPECT_EQ(whole.metadata(), (safetensors::Metadata{{"step", "77"}}));
-      EXPECT_EQ(whole.tensors().size(), blocks.size());
-      for (auto& [name, of] : blocks) {
-        const safetensors::Tensor* tensor = whole.find(name);
-        ASSERT_NE(tensor, nullptr) << name;
-        Sample::Bytes expected;
-        for (const Sample::State* one : of) expected.insert(expected.end(), one->whole.begin(), one->whole.end());
-        EXPECT_EQ(values_of(whole, *tensor), expected);
-        EXPECT_EQ(tensor->element_type(), of[0]->dtype);
-      }
-      fs::remove(states);
+    EXPECT_EQ(said.refused, "");
+    const safetensors::File whole(states);
+    EXPECT_EQ(whole.metadata(), (safetensors::Metadata{{"step", "77"}}));
+    EXPECT_EQ(whole.tensors().size(), blocks.size());
+    for (auto& [name, of] : blocks) {
+      const safetensors::Tensor* tensor = whole.find(name);
+      ASSERT_NE(tensor, nullptr) << name;
+      Sample::Bytes expected;
+      for (const Sample::State* one : of) expected.insert(expected.end(), one->whole.begin(), one->whole.end());
+      EXPECT_EQ(values_of(whole, *tensor), expected);
+      EXPECT_EQ(tensor->element_type(), of[0]->dtype);
     }
     fs::remove_all(at(77));
   }
@@ -247,6 +237,27 @@ TEST_F(Commands, StateHasItsWeightsShape) {
   EXPECT_EQ(run({"consolidate", at(2), "--state", "--out", folder_.at("state")}).refused, "");
   EXPECT_EQ(safetensors::File(folder_.at("state")).find("state.momentum.stacked")->shape,
             (std::vector<std::int64_t>{4, 2, 3}));
+}
+
+TEST_F(Commands, BlocksOfSeveralDtypesAreRefused) {
+  run_ranks(1, [&](Transport& transport) {
+    const std::vector<float> values(8);
+    checkpoint::Contents contents;
+    for (const DType dtype : {DType::bf16, DType::f32}) {
+      checkpoint::GivenPart part;
+      part.key = {"w", "momentum", static_cast<int>(contents.state.size())};
+      part.block = {1, 8};
+      part.part = {{0, 1}, {0, 8}, {0, 8}};
+      part.dtype = dtype;
+      part.data = values.data();
+      contents.state.push_back(part);
+    }
+    contents.weights.push_back({"w", DType::f32, {8}, values.data()});
+    checkpoint::CheckpointWriter writer({.folder = folder_.path(), .calls = &calls_}, transport);
+    writer.save(contents);
+    writer.finish();
+  });
+  EXPECT_SAYS(run({"consolidate", at(0), "--state", "--out", folder_.at("x")}).refused, "w momentum block 1");
 }
 
 TEST_F(Commands, FilesAndFoldersThatAreNone) {

@@ -30,7 +30,7 @@ class SaveFaults : public ::testing::Test {
   void SetUp() override { first_ = job_.run({"dp=2"}, "", 1, SaveSettings{.folder = folder_.path()}); }
 
   SaveSettings with(checkpoint::SystemCalls& calls) const {
-    return {.folder = folder_.path(), .deadline_seconds = 20, .calls = &calls};
+    return {.folder = folder_.path(), .deadline_seconds = 120, .calls = &calls};
   }
   /// Step 1 is there as it was saved; step 2 is there whole or not at all.
   void expect_sound() {

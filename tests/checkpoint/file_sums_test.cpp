@@ -70,6 +70,14 @@ TEST(FileSums, TheSameHoweverTheDataComes) {
       }
       EXPECT_EQ(summer.finish("a"), expected) << size << " in parts below " << most;
     }
+    for (const std::int64_t first :
+         {std::int64_t{1}, piece - 1, piece, piece + 1, 2 * piece - 1}) {  // ends at the edges
+      if (first > size) continue;
+      Summer summer;
+      summer.add(bytes(text).subspan(0, static_cast<std::size_t>(first)));
+      summer.add(bytes(text).subspan(static_cast<std::size_t>(first)));
+      EXPECT_EQ(summer.finish("a"), expected) << size << ", " << first << " first";
+    }
   }
 }
 
@@ -120,6 +128,7 @@ TEST_F(Checked, OnlyThePiecesThatAreReadAreChecked) {
             EXPECT_EQ(said, "(was read)");
           } else {
             EXPECT_NE(said.find(path_ + " is damaged"), std::string::npos) << said;
+            EXPECT_EQ(refusal([&] { file.read(p * piece + 50, {&one, 1}); }), said);
             EXPECT_NE(said.find(" " + std::to_string(damaged * piece) + " to " + std::to_string(end) + " "),
                       std::string::npos)
                 << said;

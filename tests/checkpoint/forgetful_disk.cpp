@@ -50,6 +50,7 @@ ForgetfulDisk::Id ForgetfulDisk::scan_into(Nodes& nodes, const std::string& path
   Node node;
   node.folder = S_ISDIR(facts.st_mode);
   if (node.folder) {
+    folders_.insert(id);
     if (DIR* folder = ::opendir(path.c_str())) {
       while (const dirent* entry = ::readdir(folder)) {
         const std::string name = entry->d_name;
@@ -130,7 +131,7 @@ ForgetfulDisk::Tree ForgetfulDisk::tree_of(const Point& point, Kind kind, std::m
   const std::function<void(Id, const std::string&)> add = [&](Id id, const std::string& path) {
     const Node* there = in(*point.there, id);
     const Node* on_disk = in(*point.on_disk, id);
-    if (!(there != nullptr ? there : on_disk)->folder) {
+    if (folders_.count(id) == 0) {
       const std::string& kept = on_disk != nullptr ? *on_disk->content : nothing;
       const std::string& meant = there != nullptr ? *there->content : kept;
       std::string text = kind == Kind::all ? meant : kept;

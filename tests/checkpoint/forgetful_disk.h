@@ -14,6 +14,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -74,6 +75,7 @@ class ForgetfulDisk {
   std::string root_;
   Id root_id_ = 0;
   std::map<Id, int> held_;
+  std::set<Id> folders_;  // of all that were ever seen
   std::shared_ptr<const Nodes> there_;
   std::shared_ptr<Nodes> on_disk_;
   std::int64_t promise_ = 0;

@@ -44,12 +44,11 @@ class Sample {
       : step_(step), ranks_(ranks), random_(seed * 1'000'003 + static_cast<std::uint64_t>(step)) {
     job_ = nlohmann::ordered_json{{"step", step}, {"name", "job " + std::to_string(draw(0, 999'999))}}.dump();
     for (int i = 0; i < tensors; ++i) {
-      for (int block = 0; block < draw(1, 2); ++block) {
-        for (const char* name : {"momentum", "moment2"}) {
-          if (draw(0, 3) == 0) continue;
-          add_state({"layer." + std::to_string(i) + ".weight", name, block}, largest);
-        }
-      }
+      const std::map<std::string, DType> dtypes{{"momentum", dtype()}, {"moment2", dtype()}};
+      for (std::int64_t block = 0, blocks = draw(1, 3); block < blocks; ++block)
+        for (const auto& [name, type] : dtypes)
+          if (draw(0, 3) > 0)
+            add_state({"layer." + std::to_string(i) + ".weight", name, static_cast<int>(block)}, type, largest);
       std::vector<std::int64_t> shape;
       for (int d = 0; d < draw(0, 2); ++d) shape.push_back(draw(0, 9) == 0 ? 0 : draw(1, largest));
       Weight weight{"layer." + std::to_string(i) + ".weight", dtype(), shape, {}, static_cast<int>(draw(0, ranks - 1))};
@@ -160,8 +159,8 @@ class Sample {
     return values;
   }
 
-  void add_state(const checkpoint::StateKey& key, int largest) {
-    State state{key, {draw(1, largest), draw(1, largest)}, dtype(), {}, {}};
+  void add_state(const checkpoint::StateKey& key, DType type, int largest) {
+    State state{key, {draw(1, largest), draw(1, largest)}, type, {}, {}};
     state.whole = noise(state.block.numel() * size_of(state.dtype));
     state.parts.resize(static_cast<std::size_t>(ranks_));
     // Rectangles side by side or one above another, each cut into runs over some of the ranks.

@@ -1,6 +1,6 @@
 #pragma once
-// A folder of its own that goes with the test, in memory where there is such a file system, and small helpers for files
-// in it.
+// A folder of its own that goes with the test, in memory where there is such a file system, and what tests do with
+// files.
 
 #include <stdlib.h>
 

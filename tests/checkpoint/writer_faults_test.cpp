@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <future>
 
 #include "tests/checkpoint/sample.h"
 #include "tests/checkpoint/writer_tools.h"
@@ -136,6 +137,32 @@ TEST(Writer, EndsWithoutTheOthers) {
   });
   EXPECT_LT(std::chrono::steady_clock::now() - begun, std::chrono::seconds(60));
   EXPECT_TRUE(checkpoint::list_checkpoints(folder.path()).empty());
+}
+
+// Rank 0 may publish as soon as the last rank's record is there, however late that rank comes back from leaving it.
+TEST(Writer, ARankMayBeSlowAfterItsRecord) {
+  const TestFolder folder;
+  struct Slow : UnflushedCalls {
+    std::promise<void> published;
+    int rename(const char* from, const char* to) override {
+      const int result = SystemCalls::rename(from, to);
+      published.get_future().wait();
+      return result;
+    }
+  } slow;
+  const Sample sample(6, 1, 2);
+  run_ranks(2, [&](Transport& transport) {
+    SaveSettings settings{.folder = folder.path(), .calls = &unflushed};
+    if (transport.rank() == 1) settings.calls = &slow;
+    CheckpointWriter writer(settings, transport);
+    writer.save(sample.of_rank(transport.rank()).contents);
+    if (transport.rank() == 0) {
+      EXPECT_EQ(ended(writer).problem, "");
+      slow.published.set_value();
+    }
+    EXPECT_EQ(error_of([&] { writer.finish(); }), "");
+  });
+  EXPECT_EQ(sample.misfit(step_in(folder, 1)), "");
 }
 
 TEST(Writer, WhatFailsAfterTheCheckpointIsThereIsSaidToo) {

@@ -156,6 +156,56 @@ TEST_F(Weights, ConfigOfAnotherSizeIsRefused) {
   expect_says(refusal(larger), "3 of another shape or type");
 }
 
+TEST_F(Weights, RanksShareThemEachTensorOnce) {
+  std::int64_t all = 0, largest = 0;
+  for (const at::Tensor& values : values_) {
+    all += values.numel();
+    largest = std::max(largest, values.numel());
+  }
+  for (const int dp : {1, 2, 3, 5, 40}) {
+    std::map<std::string, int> times;
+    for (int rank = 0; rank < dp; ++rank) {
+      const WeightShare share = weights_of_rank(decoder_, dp, rank);
+      std::int64_t mine = 0;
+      for (const safetensors::Source& given : share.sources) {
+        ++times[given.name];
+        const safetensors::Source& whole = source(given.name);
+        EXPECT_EQ(given.shape, whole.shape);
+        EXPECT_EQ(given.dtype, whole.dtype);
+        EXPECT_EQ(std::memcmp(given.data, whole.data, static_cast<std::size_t>(safetensors::bytes_of(whole))), 0);
+        mine += safetensors::bytes_of(given) / 4;
+      }
+      EXPECT_LE(mine, all / dp + largest) << rank << " of " << dp;
+    }
+    EXPECT_EQ(times.size(), sources_.size());
+    for (const auto& [name, count] : times) EXPECT_EQ(count, 1) << name << " over " << dp;
+  }
+}
+
+TEST_F(Weights, WhatBelongsToATokenizerGoesAlong) {
+  const std::string from = folder_ + "/from", to = folder_ + "/to";
+  fs::create_directories(from);
+  fs::create_directories(to);
+  EXPECT_TRUE(tokenizer_texts(from).empty());
+  copy_tokenizer(from, to);
+  EXPECT_TRUE(fs::is_empty(to));
+  std::map<std::string, std::string> expected;
+  for (const char* name : {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+                           "vocab.json", "merges.txt", "added_tokens.json", "generation_config.json"}) {
+    expected[name] = std::string("of \0 ", 5) + name;
+    std::ofstream(from + "/" + name, std::ios::binary) << expected[name];
+    std::ofstream(to + "/" + name, std::ios::binary) << "a longer text that was there before the copy";
+  }
+  for (const char* other : {"config.json", "model.safetensors", "README.md"}) std::ofstream(from + "/" + other) << "no";
+  const auto texts = tokenizer_texts(from);
+  EXPECT_EQ((std::map<std::string, std::string>(texts.begin(), texts.end())), expected);
+  copy_tokenizer(from, to);
+  std::map<std::string, std::string> copied;
+  for (const auto& [name, text] : tokenizer_texts(to)) copied[name] = text;
+  EXPECT_EQ(copied, expected);
+  EXPECT_FALSE(fs::exists(to + "/config.json"));
+}
+
 TEST_F(Weights, ATiedHeadMayBeStoredOrNot) {
   DecoderConfig tied = small_config();
   tied.tied_head = true;
