@@ -73,6 +73,36 @@ TEST(MpiDevices, ExchangeTakesBothKindsOfMemory) {
   });
 }
 
+// A chunk of more tiles than are under way at a time: what the Reducer puts on the stream reads a tile's place before
+// the next tile comes there.
+TEST(MpiDevices, TilesAreReadBeforeTheirPlacesAreUsedAgain) {
+  int ranks = 1;
+  MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+  if (ranks < 4) GTEST_SKIP() << "tiles are smaller with more ranks";
+  const TransportOptions options = options_with_device(DeviceMessages::always, late_device());
+  run_here(options, [&](Transport& t) {
+    constexpr std::int64_t bytes = (50 << 20) + 64;
+    const int owner = 1, other = 2;
+    std::vector<std::int64_t> bounds(static_cast<std::size_t>(ranks) + 1, bytes);
+    bounds[0] = bounds[owner] = 0;
+    const SymmetricBuffer buffer = t.allocate(bytes);
+    auto* const numbers = reinterpret_cast<std::int64_t*>(buffer.data());
+    for (std::int64_t i = 0; i < bytes / 8; ++i) numbers[i] = i * 10 + t.rank();
+    Buffer seen(t.rank() == owner ? bytes : 64, options.device.get());
+    int tiles = 0;
+    const auto copy = [&](std::span<const std::byte* const> pieces, std::int64_t begin, std::int64_t end) {
+      ++tiles;
+      options.device->copy(seen.data() + begin, pieces[other], end - begin, t.stream());
+    };
+    t.reduce_scatter(buffer, 0, bounds, copy, "many tiles").wait();
+    if (t.rank() != owner) return;
+    EXPECT_GT(tiles, 4);
+    std::int64_t wrong = 0;
+    for (std::int64_t i = 0; i < bytes / 8; ++i) wrong += seen.as<std::int64_t>()[i] != i * 10 + other ? 1 : 0;
+    EXPECT_EQ(wrong, 0);
+  });
+}
+
 class MpiDeviceEngine : public ::testing::TestWithParam<DeviceMessages> {};
 
 TEST_P(MpiDeviceEngine, GivesTheBitsOfTheCpu) {

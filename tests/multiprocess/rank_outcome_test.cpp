@@ -64,6 +64,7 @@ TEST(RankOutcome, OfEveryCombination) {
                                       failed(Code::invalid_argument, "bad input"),
                                       failed(Code::invalid_argument, "other bad input"),
                                       failed(Code::device, "no memory"),
+                                      failed(Code::device, ""),
                                       failed(Code::aborted, "told to stop"),
                                       followed("rank 1 stopped: no memory"),
                                       {true, Code::timeout, true, false, "followed late"}};

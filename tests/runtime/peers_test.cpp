@@ -37,12 +37,22 @@ TEST(PeerRecord, KeepsTheFirstReasonAsFarAsThereIsRoom) {
 /// A child that has ended, not waited for yet.
 class EndedChild {
  public:
-  EndedChild() : pid_(fork()) {
-    if (pid_ == 0) _exit(0);
+  EndedChild() {
+    int ends[2] = {};
+    EXPECT_EQ(pipe(ends), 0);
+    pid_ = fork();
+    if (pid_ == 0) {
+      const ProcessId self = ProcessId::self();
+      _exit(write(ends[1], &self, sizeof self) == sizeof self ? 0 : 1);
+    }
+    EXPECT_EQ(read(ends[0], &id_, sizeof id_), static_cast<ssize_t>(sizeof id_));
+    close(ends[0]);
+    close(ends[1]);
     siginfo_t info{};
     waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOWAIT);
   }
   ~EndedChild() { reap(); }
+  const ProcessId& id() const { return id_; }
   pid_t pid() const { return pid_; }
   void reap() {
     if (!reaped_) waitpid(pid_, nullptr, 0);
@@ -50,7 +60,8 @@ class EndedChild {
   }
 
  private:
-  pid_t pid_;
+  pid_t pid_ = 0;
+  ProcessId id_;
   bool reaped_ = false;
 };
 
@@ -72,9 +83,10 @@ TEST(ProcessId, KnowsWhoHasEnded) {
   EXPECT_TRUE((ProcessId{self.pid, self.started - 1}.ended())) << "an earlier one with the same number";
   EXPECT_TRUE((ProcessId{self.pid, self.started + 1}.ended())) << "another one with the same number";
   EndedChild child;
-  EXPECT_TRUE((ProcessId{child.pid(), 0}.ended())) << "not waited for yet";
+  EXPECT_EQ(child.id().pid, child.pid());
+  EXPECT_TRUE(child.id().ended()) << "not waited for yet";
   child.reap();
-  EXPECT_TRUE((ProcessId{child.pid(), 0}.ended())) << "waited for";
+  EXPECT_TRUE(child.id().ended()) << "waited for";
 }
 
 class SeenByOne : public ::testing::Test {
@@ -154,8 +166,8 @@ TEST_F(SeenByOne, TheStopFlagAndGivingUpNameTheCollective) {
 
 TEST_F(SeenByOne, WhoLeftAndWhoIsGone) {
   EndedChild child;
-  processes_[2] = {child.pid(), 0};
-  processes_[3] = {child.pid(), 0};
+  processes_[2] = child.id();
+  processes_[3] = child.id();
   Peers them = peers();
   const std::string gone = " (pid " + std::to_string(child.pid()) + ") is gone";
   records_[0].left = 1;

@@ -126,6 +126,26 @@ inline void strings_are_gathered_by_rank(Transport& t) {
   }
 }
 
+/// On one host all ranks see the same clock.
+inline void barriers_wait_for_all(Transport& t) {
+  std::mt19937 random(static_cast<unsigned>(t.rank()));
+  const auto now = [] { return std::chrono::steady_clock::now().time_since_epoch().count(); };
+  const auto latest_of = [&](std::int64_t mine) {
+    const std::vector<std::int64_t> own{mine}, eight(static_cast<std::size_t>(t.world_size()), 8);
+    std::vector<std::int64_t> all(eight.size());
+    t.all_gather_small(bytes_of(own), writable_bytes_of(all), eight, "when they came").wait();
+    return *std::max_element(all.begin(), all.end());
+  };
+  for (int round = 0; round < 10; ++round) {
+    if (round % t.world_size() == t.rank())
+      std::this_thread::sleep_for(std::chrono::microseconds(300 + random() % 500));
+    const std::int64_t came = now();
+    t.barrier("all have come");
+    const std::int64_t left = now();
+    require(left >= latest_of(came), "a rank left a barrier before all had come");
+  }
+}
+
 inline void many_operations_may_be_in_flight(Transport& t) {
   constexpr int count = 100;
   const std::vector<std::int64_t> bounds = byte_bounds(std::vector<std::int64_t>(t.world_size(), 33));
@@ -272,6 +292,7 @@ inline constexpr ContractCase contract_cases[] = {
     {"AllGatherSmallJoinsRaggedParts", all_gather_small_joins_ragged_parts},
     {"BroadcastWorksFromEveryRoot", broadcast_works_from_every_root},
     {"StringsAreGatheredByRank", strings_are_gathered_by_rank},
+    {"BarriersWaitForAll", barriers_wait_for_all},
     {"ManyOperationsMayBeInFlight", many_operations_may_be_in_flight},
     {"RandomProgramsOnLinesAndMeshes", random_programs_on_lines_and_meshes},
     {"GroupsCanBeSplitAgain", groups_can_be_split_again},
