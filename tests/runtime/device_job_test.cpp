@@ -98,7 +98,7 @@ TEST_F(DeviceJob, MorePiecesOfGradientsThanThereWasRoomFor) {
   const JobBits cpu = JobRun(job, {}).run();
   for (std::size_t d = 0; d < devices_.size(); ++d) {
     SCOPED_TRACE(devices_[d].name);
-    JobRun(job, {.mesh = d % 2 == 0 ? "dp=1" : "dp=2", .bucket_bytes = 2000}, devices_[d].device).run(&cpu);
+    JobRun(job, {.mesh = d % 2 == 0 ? "dp=1" : "dp=2", .bucket_bytes = 100}, devices_[d].device).run(&cpu);
   }
 }
 

@@ -120,6 +120,7 @@ class JobRun {
       engine->write_param(p, local_of(*engine, rank, p, whole, view.dtype, view.numel).data());
     }
     engine->publish_params();
+    engine->publish_params();   // twice is once
     bool tells_params = false;  // this engine has made a step
     std::vector<Buffer> on_device(static_cast<std::size_t>(count));
     for (int step = 0; step < job_.steps; ++step) {
