@@ -12,6 +12,9 @@ import time
 SUPERVISE = sys.argv[1]
 DEADLINE = 600  # seconds; ends a hang, nothing else
 
+# A shell's background jobs ignore SIGINT, and so would all that is started from here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def supervised(folder, body, *flags):
     """Runs a shell command that finds the number of its run in $RUN; returns exit code, stderr, number of runs."""
