@@ -299,6 +299,17 @@ TEST(FinetuneFlags, SeveralValuesStayInOrder) {
   EXPECT_EQ(given.schedule.lr(8), 0.3);  // the later of two for the same step
 }
 
+TEST(FinetuneFlags, AnyOfThreeAsksForCheckpoints) {
+  ASSERT_EQ(run_with({"--keep-last", "3"}), "");
+  EXPECT_FALSE(given.checkpoints.wanted());
+  EXPECT_EQ(given.checkpoint_dir(), "o/checkpoints");
+  for (const Words& flag : {Words{"--checkpoint-every", "5"}, {"--checkpoint-dir", "there"}, {"--resume", "auto"}}) {
+    ASSERT_EQ(run_with(flag), "");
+    EXPECT_TRUE(given.checkpoints.wanted()) << flag[0];
+    EXPECT_EQ(given.checkpoint_dir(), flag[1] == "there" ? "there" : "o/checkpoints");
+  }
+}
+
 TEST(FinetuneFlags, ValuesOutOfRangeAreRefused) {
   const std::map<std::string, Words> wrong{
       {"--hidden", {"x", "0"}},

@@ -61,6 +61,13 @@ if(EXISTS ${WORK}/out/model.safetensors)
   message(SEND_ERROR "a refused run wrote weights")
 endif()
 
+# The command lives in another program beside this one.
+file(COPY ${REGATTA} DESTINATION ${WORK}/alone)
+set(beside ${REGATTA})
+set(REGATTA ${WORK}/alone/regatta)
+refused("the program ${WORK}/alone/regatta-torch, which this command is in, cannot be started" ${usual} ${small})
+set(REGATTA ${beside})
+
 # A run on two ranks, flags from a file, and its promises.
 file(WRITE ${WORK}/flags.toml "data = [\"${WORK}/text.txt\"]\nsteps = 3\nhidden = 16\nlayers = 1\nheads = 2\nseq = 16\ntie = true\n"
                               "micro-batch = 2\nmesh = \"dp=2\"\nout = \"${WORK}/elsewhere\"\n")

@@ -71,6 +71,13 @@ class Steered {
     return all;
   }
   Engine& engine() { return engine_; }
+  /// The steps of saves that have ended since the last call.
+  std::vector<std::int64_t> told() {
+    std::vector<std::int64_t> steps;
+    saver_.tell([&](const checkpoint::SaveOutcome& save) { steps.push_back(save.step); },
+                [](const std::string& problem) { ADD_FAILURE() << problem; });
+    return steps;
+  }
   Resumed resumed;
 
  private:
@@ -155,6 +162,47 @@ TEST_F(ResumeState, WhatCommandsChangedAndHowFarTheLossScaleHasComeTravel) {
     EXPECT_EQ(at_save[0].finite_steps, 1);
     EXPECT_EQ(at_end[0].loss_scale, 32);
   }
+}
+
+TEST_F(ResumeState, AStepIsSavedOnce) {
+  Options o = saving("job");
+  o.engine_flags.mesh = "dp=1";
+  const sharding::Mesh mesh = mesh_of(o);
+  complete(o, mesh);
+  fs::create_directories(o.out);
+  regatta::testing::run_ranks(1, [&](Transport& transport) {
+    using Steps = std::vector<std::int64_t>;
+    Steered job(o, mesh, transport, nullptr);
+    EXPECT_EQ(job.told(), Steps{});
+    job.save(2);
+    EXPECT_EQ(job.told(), Steps{2});
+    job.save(2);
+    EXPECT_EQ(job.told(), Steps{});
+    job.save(3);
+    EXPECT_EQ(job.told(), Steps{3});
+  });
+}
+
+/// Of what several tensor-parallel ranks hold alike, one saves it; and it goes on on any of them.
+TEST_F(ResumeState, TensorParallelRanksSaveEveryNumberOnce) {
+  Options o = saving("straight");
+  o.steps = 4;
+  const Run straight = train(o, "dp=2,tp=2");
+  const std::string folder = o.checkpoint_dir() + "/step-00000002";
+  const checkpoint::Checkpoint saved(folder);
+  std::int64_t all = 0;
+  for (const auto& [key, tensor] : saved.state()) {
+    EXPECT_EQ(tensor.stored, tensor.block.rows * tensor.block.cols) << key.text();
+    all += tensor.stored;
+  }
+  const std::int64_t adamw = 2 * 256 * 12 + 5 * 12, reg = 2 * (2 * 16 * 12 + 2 * 8 * 12 + 3 * 20 * 12);
+  EXPECT_EQ(all, 2 * adamw + reg);
+  o.out = (folder_ / "on").string();
+  EXPECT_EQ(train(o, "dp=2,tp=2", folder).weights, straight.weights);
+  o.out = (folder_ / "dp4").string();
+  const Run other = train(o, "dp=4", folder);
+  for (std::size_t i = 0; i < 2; ++i)
+    EXPECT_NEAR(other.steps[i].loss, straight.steps[i + 2].loss, 1e-5 * other.steps[i].loss);
 }
 
 TEST_F(ResumeState, SkippedStepsTravel) {

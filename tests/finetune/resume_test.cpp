@@ -196,6 +196,7 @@ TEST_F(Resume, CheckpointsAreMadeWhenAskedForAndAtTheEnd) {
       EXPECT_EQ(job.at("data"), nlohmann::json(o.data));
     }
     EXPECT_LE(run.saves.size(), static_cast<std::size_t>(steps));
+    for (std::size_t i = 1; i < run.saves.size(); ++i) EXPECT_LT(run.saves[i - 1].step, run.saves[i].step);
     if (!kept.empty()) {
       EXPECT_EQ(run.saves.back().step, steps);
       EXPECT_GT(run.saves.back().bytes, 0);
@@ -233,9 +234,11 @@ class Choose : public Resume {
     });
     return chosen;
   }
-  static void damage(const fs::path& folder) {
-    for (const auto& entry : fs::directory_iterator(folder))
-      if (entry.path().filename().string().find("state-") == 0) {
+  /// Flips a bit near the end of a file of tensors.
+  static void damage(const fs::path& folder, bool of_state) {
+    for (const auto& entry : fs::directory_iterator(folder)) {
+      const std::string name = entry.path().filename().string();
+      if (name.ends_with(".safetensors") && name.starts_with("state-") == of_state) {
         std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
         file.seekg(-3, std::ios::end);
         const auto byte = static_cast<char>(file.get() ^ 8);
@@ -243,6 +246,8 @@ class Choose : public Resume {
         file.put(byte);
         return;
       }
+    }
+    FAIL() << folder << " has no such file";
   }
 };
 
@@ -256,7 +261,7 @@ TEST_F(Choose, TheNewestSoundOneIsTaken) {
   o.checkpoints.resume = "auto";
   EXPECT_EQ(choose(o).path, "step-00000003");
   EXPECT_TRUE(choose(o).warned.empty());
-  damage(there / "step-00000003");
+  damage(there / "step-00000003", false);
   for (const int ranks : {1, 2, 4}) {
     const Chosen chosen = choose(o, ranks);
     EXPECT_EQ(chosen.path, "step-00000002") << ranks << " ranks: " << chosen.refused;
@@ -279,8 +284,8 @@ TEST_F(Choose, TheNewestSoundOneIsTaken) {
     elsewhere.checkpoints.dir = (there / "step-00000001").string();
     expect_says(choose(elsewhere).refused, "is a checkpoint itself");
   }
-  damage(there / "step-00000001");
-  damage(there / "step-00000002");
+  damage(there / "step-00000001", true);
+  damage(there / "step-00000002", true);
   o.checkpoints.resume = "auto";
   const Chosen none = choose(o);
   expect_says(none.refused, "no checkpoint to go on from is sound");

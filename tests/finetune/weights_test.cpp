@@ -283,6 +283,7 @@ TEST_F(Weights, ALongListOfMisfitsIsCutShort) {
   const std::string said = refusal();
   expect_says(said, "5 missing (");
   expect_says(said, ", ...)");
+  EXPECT_EQ(std::count(said.begin(), said.end(), ','), 4) << said;  // four names
 }
 
 TEST_F(Weights, RotaryTablesOfOlderFilesAreNoMisfits) {
