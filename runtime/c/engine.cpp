@@ -135,7 +135,6 @@ int regatta_engine_step(regatta_engine* engine, double lr, regatta_step_report* 
     regatta_engine& handle = built(engine, me);
     if (!handle.published)
       refuse(std::string(me) + ": the parameters have no values yet; write them and call publish_params first");
-    if (!std::isfinite(lr)) refuse(std::string(me) + ": lr is " + std::to_string(lr) + "; expected a finite number");
     if (report != nullptr) check_room(report, report_bytes, me);
     handle.report = handle.engine->step(lr);
     if (report != nullptr) *report = report_of(handle.report);

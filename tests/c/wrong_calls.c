@@ -99,6 +99,7 @@ static regatta_engine* unbuilt(regatta_transport* t) {
 
 static void setting_up(regatta_transport* t) {
   const int64_t negative[] = {6, -4}, huge[] = {INT64_MAX, INT64_MAX}, long_line[] = {2, 20000000};
+  const int64_t wraps_to_zero[] = {4, INT64_C(1) << 62}, wraps_below_zero[] = {2, INT64_MAX};
   const int64_t halves[] = {3, 3}, five[] = {5}, zero_rows[] = {0, 6}, overflowing[] = {INT64_MAX, 1};
   regatta_engine* e = NULL;
   int n = 7;
@@ -122,6 +123,10 @@ static void setting_up(regatta_transport* t) {
   REFUSED(regatta_engine_add_param(e, "W", shape, -2, REGATTA_F32, NULL, 0, &n), "parameter W has -2 dims");
   REFUSED(regatta_engine_add_param(e, "W", negative, 2, REGATTA_F32, NULL, 0, &n), "every extent must be at least 1");
   REFUSED(regatta_engine_add_param(e, "W", huge, 2, REGATTA_F32, NULL, 0, &n), "has more than 4294967295 elements");
+  REFUSED(regatta_engine_add_param(e, "W", wraps_to_zero, 2, REGATTA_F32, NULL, 0, &n),
+          "has more than 4294967295 elements");
+  REFUSED(regatta_engine_add_param(e, "W", wraps_below_zero, 2, REGATTA_F32, NULL, 0, &n),
+          "has more than 4294967295 elements");
   REFUSED(regatta_engine_add_param(e, "W", shape, 2, 9, NULL, 0, &n),
           "dtype of parameter W is 9; expected REGATTA_F32");
   REFUSED(regatta_engine_add_param(e, "W", shape, 2, -1, NULL, 0, &n), "dtype of parameter W is -1");
@@ -412,6 +417,40 @@ static void* disagree(void* argument) {
   return NULL;
 }
 
+/* State of another type is refused, also where its values have as many bytes. */
+static void state_of_another_type(regatta_transport* t) {
+  regatta_engine* e = NULL;
+  regatta_state_part state;
+  const int64_t shape[2] = {4, 6};
+  int n = 0;
+  OK(regatta_engine_create(t, "dp=1", &e));
+  OK(regatta_engine_set_option(e, "momentum_dtype", "bf16"));
+  OK(regatta_engine_add_group(e, "g", "reg", NULL, 1, NULL));
+  OK(regatta_engine_add_param(e, "W", shape, 2, REGATTA_F32, NULL, 0, &n));
+  OK(regatta_engine_build(e));
+  OK(regatta_engine_state_part(e, 0, &state, sizeof state));
+  CHECK(state.dtype == REGATTA_BF16);
+  REFUSED(regatta_engine_load_state(e, 0, state.data, state.numel, REGATTA_F16), "is given as f16; expected bf16");
+  OK(regatta_engine_load_state(e, 0, state.data, state.numel, REGATTA_BF16));
+  OK(regatta_engine_destroy(e));
+}
+
+/* A deadline may be part of a second. */
+static void part_of_a_second(void) {
+  regatta_transport* two[2];
+  regatta_engine* e = NULL;
+  const int64_t shape[2] = {4, 6};
+  int n = 0, i;
+  OK(regatta_transport_local(2, "deadline_seconds=0.25", two));
+  OK(regatta_engine_create(two[0], "dp=2", &e));
+  OK(regatta_engine_add_group(e, "g", "reg", NULL, 1, NULL));
+  OK(regatta_engine_add_param(e, "W", shape, 2, REGATTA_F32, NULL, 0, &n));
+  CHECK(regatta_engine_build(e) == REGATTA_TIMEOUT); /* the other rank does not come */
+  CHECK(strstr(regatta_last_error(), "within the deadline of 0.25 s") != NULL);
+  OK(regatta_engine_destroy(e));
+  for (i = 0; i < 2; ++i) OK(regatta_transport_destroy(two[i]));
+}
+
 /* Another thread's failures are its own. */
 static void* has_not_failed(void* unused) {
   (void)unused;
@@ -432,7 +471,9 @@ int main(void) {
   setting_up(t);
   order_of_calls(t);
   stepping(t);
+  state_of_another_type(t);
   OK(regatta_transport_destroy(t));
+  part_of_a_second();
   CHECK(pthread_create(&threads[0], NULL, has_not_failed, NULL) == 0);
   CHECK(pthread_join(threads[0], NULL) == 0);
   OK(regatta_transport_local(2, "deadline_seconds=200", two));

@@ -69,8 +69,9 @@ class Durability : public ::testing::Test {
   }
 
   /// Looks at all that may be left. `damaged`: a step that may be unsound, by the test itself; `replaced`: one that was
-  /// there already when it was saved, and may be missing.
-  void expect_sound(int some_each, std::int64_t damaged = 0, std::int64_t replaced = 0) {
+  /// there already when it was saved, and may be missing; `file_counts`: of that one, before and after.
+  void expect_sound(int some_each, std::int64_t damaged = 0, std::int64_t replaced = 0,
+                    const std::set<std::int64_t>& file_counts = {}) {
     const TestFolder aside;
     const std::string left = aside.at("left");
     int looked = 0;
@@ -91,6 +92,13 @@ class Durability : public ::testing::Test {
         }
       }
       EXPECT_GE(newest, promised);
+      // Under the name of one that is replaced lie all files of the old or of the new one.
+      if (!file_counts.empty()) {
+        const std::string name = below_ + "/" + checkpoint::folder_name(replaced) + "/";
+        std::int64_t files = 0;
+        for (const auto& [path, content] : tree) files += path.starts_with(name) && path != name ? 1 : 0;
+        EXPECT_TRUE(files == 0 || file_counts.count(files) > 0) << name << " has " << files << " files";
+      }
       // Put aside for a moment.
       if (replaced > 0) names.insert(checkpoint::folder_name(replaced));
       const std::string latest = bytes_in(folder + "/latest");
@@ -177,10 +185,12 @@ TEST_F(Durability, OverADamagedOneOfTheSameName) {
   put(file, "not what was saved");
   watch();
   disk_->promise(2);
+  std::set<std::int64_t> file_counts{std::ssize(names_in(folder() + "/step-00000003"))};
   save({3}, {.keep_last = 2});
   EXPECT_EQ(names_in(folder()), (std::vector<std::string>{"latest", "step-00000002", "step-00000003"}));
   EXPECT_EQ(misfit({3, folder() + "/step-00000003"}), "");
-  expect_sound(4, 3, 3);
+  file_counts.insert(std::ssize(names_in(folder() + "/step-00000003")));
+  expect_sound(4, 3, 3, file_counts);
 }
 
 TEST_F(Durability, AnOlderOneThanADamagedOneIsNotThrownAway) {

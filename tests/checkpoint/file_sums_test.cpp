@@ -129,6 +129,10 @@ TEST_F(Checked, OnlyThePiecesThatAreReadAreChecked) {
           } else {
             EXPECT_NE(said.find(path_ + " is damaged"), std::string::npos) << said;
             EXPECT_EQ(refusal([&] { file.read(p * piece + 50, {&one, 1}); }), said);
+            if (p > 0) {  // what was read before is still that, and not the damaged bytes
+              EXPECT_EQ(refusal([&] { file.read((p - 1) * piece + 50, {&one, 1}); }), "(was read)");
+              EXPECT_EQ(one, static_cast<std::byte>(text[static_cast<std::size_t>((p - 1) * piece + 50)]));
+            }
             EXPECT_NE(said.find(" " + std::to_string(damaged * piece) + " to " + std::to_string(end) + " "),
                       std::string::npos)
                 << said;

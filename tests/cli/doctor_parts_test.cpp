@@ -11,6 +11,7 @@
 #include <fstream>
 
 #include "cli/doctor/findings.h"
+#include "cli/doctor/machine.h"
 #include "cli/doctor/self_test.h"
 #include "runtime/error.h"
 #include "tests/support/spmd.h"
@@ -126,6 +127,16 @@ TEST(DoctorFindings, ExcuseLatenessOnABusyMachineOnly) {
 }
 
 // ---- the body of the self-test
+
+// The kernel counts in kibibytes, whatever it calls them.
+TEST(DoctorMachine, CountsMemoryInBytes) {
+  std::ifstream facts("/proc/meminfo");
+  std::string name;
+  std::int64_t kibibytes = 0;
+  facts >> name >> kibibytes;
+  ASSERT_EQ(name, "MemTotal:");
+  EXPECT_EQ(read_machine().memory_bytes, kibibytes * 1024);
+}
 
 TEST(DoctorSelfTest, PassesOnThreads) {
   for (const int ranks : {1, 3}) {

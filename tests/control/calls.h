@@ -1,5 +1,5 @@
 #pragma once
-// The eight calls of a control service, by name.
+// The eight calls of a control service, by name; "dry run" is SetHyperparameters that only asks.
 
 #include <grpcpp/grpcpp.h>
 #include <regatta/v1/control.grpc.pb.h>
@@ -18,8 +18,9 @@ namespace v1 = regatta::v1;
 
 using Headers = std::vector<std::pair<std::string, std::string>>;
 
-inline const std::vector<std::string> call_names{"GetStatus",      "GetPlan", "WatchSteps", "SetHyperparameters",
-                                                 "SaveCheckpoint", "Pause",   "Resume",     "Drain"};
+inline const std::vector<std::string> call_names{"GetStatus", "GetPlan",        "WatchSteps", "SetHyperparameters",
+                                                 "dry run",   "SaveCheckpoint", "Pause",      "Resume",
+                                                 "Drain"};
 
 /// Ends a hang, nothing else.
 inline void limit(grpc::ClientContext& context) {
@@ -33,9 +34,11 @@ class Calls {
 
   v1::Control::Stub& stub() const { return *stub_; }
 
-  grpc::Status set(const v1::SetHyperparametersRequest& request, v1::CommandReply& reply) const {
+  grpc::Status set(const v1::SetHyperparametersRequest& request, v1::CommandReply& reply,
+                   const Headers& headers = {}) const {
     grpc::ClientContext context;
     limit(context);
+    for (const auto& [key, value] : headers) context.AddMetadata(key, value);
     return stub_->SetHyperparameters(&context, request, &reply);
   }
 
@@ -50,6 +53,11 @@ class Calls {
     v1::Plan plan;
     if (name == "GetStatus") return stub_->GetStatus(&context, {}, &status);
     if (name == "GetPlan") return stub_->GetPlan(&context, {}, &plan);
+    if (name == "dry run") {
+      v1::SetHyperparametersRequest request;
+      request.set_dry_run(true);
+      return set(request, reply, headers);
+    }
     if (name == "SetHyperparameters") return stub_->SetHyperparameters(&context, {}, &reply);
     if (name == "SaveCheckpoint") return stub_->SaveCheckpoint(&context, {}, &reply);
     if (name == "Pause") return stub_->Pause(&context, {}, &reply);
