@@ -1,6 +1,6 @@
 """A real job steered by the real program: ctl_test.py REGATTA CASE [MPIRUN]."""
 
-import hashlib, json, os, pathlib, signal, socket, subprocess, sys, tempfile, time
+import hashlib, json, os, pathlib, signal, socket, ssl, subprocess, sys, tempfile, time
 
 REGATTA, CASE = sys.argv[1:3]
 MPIRUN = sys.argv[3] if len(sys.argv) > 3 else None
@@ -138,6 +138,19 @@ def kill(ranks):
     assert not (out / "model.safetensors").exists()
 
 
+def answers_without_certificate(address):
+    """Whether the job says anything over TLS to a client that shows no certificate."""
+    context = ssl.create_default_context(cafile=WORK / "ca.pem")
+    context.set_alpn_protocols(["h2"])
+    host, port = address.rsplit(":", 1)
+    try:
+        with socket.create_connection((host, int(port)), timeout=120) as plain, context.wrap_socket(plain, server_hostname="job") as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            return connection.recv(64) != b""
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
 def guard():
     """Who may talk to a job, and that strangers do not disturb it."""
     token, wrong = WORK / "token", WORK / "wrong"
@@ -169,6 +182,7 @@ def guard():
     stranger = ["--tls-ca", WORK / "ca.pem", "--tls-cert", WORK / "stranger.pem", "--tls-key", WORK / "stranger.key", "--tls-name", "job",
                 "--token-file", token]
     assert "no job answers" in ctl(address, "drain", code=1, flags=stranger + ["--timeout", 100])
+    assert not answers_without_certificate(address), "a client without a certificate was let in"
     # A job that another authority vouches for is not talked to.
     other_job = [WORK / "other.pem" if word == WORK / "ca.pem" else word for word in known]
     assert "no job answers" in ctl(address, "drain", code=1, flags=other_job + ["--timeout", 100])

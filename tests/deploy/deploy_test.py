@@ -126,14 +126,16 @@ def slurm_script():
     """What the batch script starts, with stand-ins for what it starts it with."""
     with tempfile.TemporaryDirectory() as folder:
         with open(f"{folder}/regatta-supervise", "w") as stand_in:
-            stand_in.write('#!/bin/sh\nprintf "%s\\n" "$@"; echo "threads $OMP_NUM_THREADS $OPENBLAS_NUM_THREADS"\n')
+            stand_in.write('#!/bin/sh\nprintf "%s\\n" "$@"; echo "threads $OMP_NUM_THREADS $OPENBLAS_NUM_THREADS"; echo $$\n')
         os.chmod(f"{folder}/regatta-supervise", 0o755)
         script = os.path.join(DEPLOY, "slurm/finetune.sbatch")
         slurm = {"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "3", "SLURM_JOB_NAME": "name", "SLURM_JOB_ID": "12"}
         environment = {"PATH": f"{folder}:{os.environ['PATH']}", **slurm}
-        done = subprocess.run(["bash", script, "the base", "the data", "the results"], capture_output=True, text=True, env=environment)
-        words = done.stdout.splitlines()
-        assert done.returncode == 0 and words[0] == "--" and words[1:4] == ["mpirun", "-n", "8"], (done.stderr, words)
+        batch = subprocess.Popen(["bash", script, "the base", "the data", "the results"], stdout=subprocess.PIPE, text=True, env=environment)
+        words = batch.communicate()[0].splitlines()
+        assert batch.returncode == 0 and words[0] == "--" and words[1:4] == ["mpirun", "-n", "8"], words
+        # Slurm tells the batch shell (B:): the one that passes the signal on must be that process.
+        assert int(words.pop()) == batch.pid, "a shell stands between Slurm and the job"
         value = dict(zip(words, words[1:]))
         for flag, expected in {"--init": "the base", "--data": "the data", "--out": "the results", "--mesh": "dp=8", "--transport": "mpi",
                                "--map-by": "ppr:4:node", "--threads": "3", "--job": "name-12", "--resume": "auto", "--bind-to": "none"}.items():

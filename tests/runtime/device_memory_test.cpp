@@ -218,6 +218,17 @@ TEST(Buffer, IsZeroedAndFreedOnceAsWhatItIs) {
   }
 }
 
+TEST(HostPins, ARefusedOneIsSaidOnceForAll) {
+  QueueDevice device;
+  std::int64_t memory = 0;
+  const HostPin pin(device, &memory, 8);
+  ::testing::internal::CaptureStderr();
+  for (int i = 0; i < 3; ++i) const HostPin refused(device, &memory, 8);
+  const std::string said = ::testing::internal::GetCapturedStderr();
+  const std::size_t first = said.find("could not pin");
+  EXPECT_TRUE(first == std::string::npos || said.find("could not pin", first + 1) == std::string::npos) << said;
+}
+
 TEST(DeviceHandles, EndWithTheirOwnersAndOnlyThen) {
   QueueDevice device;
   char memory[2][8];
