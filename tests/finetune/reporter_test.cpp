@@ -95,6 +95,24 @@ TEST_F(Reports, ALineOfTheLogHasEveryFigureOfItsStep) {
     "bytes": {"reduce_scatter": 100, "all_gather": 200, "exchange": 400, "vote": 800, "total": 1500}, "grad_overlap": 0.5})"));
 }
 
+/// However the folder is spelled.
+TEST_F(Reports, TheBaseIsNotWrittenOver) {
+  fs::create_directories(folder_ / "base");
+  fs::create_directory_symlink(folder_ / "base", folder_ / "link");
+  options_.init = (folder_ / "base").string();
+  for (const char* name : {"base", "base/.", "link", "../base"}) {
+    options_.out = (std::string(name) == "../base" ? folder_ / "base" / name : folder_ / name).string();
+    try {
+      const Reporter reporter(options_);
+      ADD_FAILURE() << options_.out << " was taken";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::invalid_argument);
+      expect_says(error.what(), "--out " + options_.out + " is the folder of --init");
+    }
+  }
+  EXPECT_TRUE(fs::is_empty(folder_ / "base"));
+}
+
 TEST_F(Reports, ASkippedStepIsLoggedAndToldWithItsCulprit) {
   Reporter reporter(options_);
   StepRecord record = record_of(3);

@@ -127,6 +127,24 @@ TEST_F(Resume, OneOtherTokenAnywhereIsOtherData) {
   }
 }
 
+/// Of long data 4,096 tokens are read, from its beginning to its end.
+TEST_F(Resume, LongDataIsSampledToItsEnd) {
+  Options o = saving("long");
+  std::string content;
+  for (int i = 0; i < 3 * 4096; ++i) content += static_cast<char>('a' + i * i % 23);
+  o.data = {(folder_ / "long.txt").string()};
+  std::ofstream(o.data[0], std::ios::binary) << content;
+  const std::string folder = saved(o);
+  o.steps = 3;
+  for (const std::size_t at : {std::size_t{3} * 4095, std::size_t{3} * 2048, std::size_t{3}}) {
+    std::string changed = content;
+    changed[at] = static_cast<char>(changed[at] ^ 1);
+    std::ofstream(o.data[0], std::ios::binary) << changed;
+    o.out = (folder_ / ("long_at" + std::to_string(at))).string();
+    expect_says(refusal([&] { train(o, "dp=1", folder); }), "fingerprint was ");
+  }
+}
+
 TEST_F(Resume, TheStepsAfterAreThoseOfAJobThatWasNeverStopped) {
   for (const char* rule : {"reg", "adamw"}) {
     Options o = saving(std::string("straight") + rule);

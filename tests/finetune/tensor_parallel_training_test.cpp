@@ -123,7 +123,7 @@ class TensorParallel : public ::testing::Test {
                     0.3 * std::sin(static_cast<double>(shard.cols.begin + i) + static_cast<double>(item.key().size()));
     }
   }
-  static Backward backward(const Options& given, const std::string& mesh_text) {
+  static Backward backward(const Options& given, const std::string& mesh_text, double head_scale = 1) {
     Options o = given;
     o.engine_flags.mesh = mesh_text;
     const sharding::Mesh mesh = mesh_of(o);
@@ -134,6 +134,10 @@ class TensorParallel : public ::testing::Test {
     testing::run_ranks(mesh.world_size(), [&](Transport& transport) {
       Job job(o, mesh, transport.rank());
       fill_vectors(*job.model);
+      {
+        const torch::NoGradGuard no_grad;
+        if (head_scale != 1) job.model->named_parameters()["lm_head.weight"].mul_(head_scale);
+      }
       job.model->join(TensorGroup::make(transport, mesh));
       const torch::Tensor tokens = job.train.rows(4, [](std::int64_t row) { return 20 * row; });
       const torch::Tensor loss = job.model->loss(tokens);
@@ -227,6 +231,14 @@ TEST_F(TensorParallel, GradientsAreTheWholeDecodersAndReplicasHaveTheSameBits) {
       }
     }
   }
+}
+
+// Scores whose exponential no fp32 holds.
+TEST_F(TensorParallel, LargeScoresDoNotOverflow) {
+  const Options o = options(2);
+  const float whole = backward(o, "dp=1,tp=1", 1e4).losses[0];
+  EXPECT_GT(whole, 100);
+  for (const float loss : backward(o, "dp=1,tp=2", 1e4).losses) EXPECT_NEAR(loss, whole, 1e-4 * whole);
 }
 
 TEST_F(TensorParallel, TheSameGradientsGiveTheSameUpdateToTheBit) {
