@@ -42,6 +42,42 @@ struct AdamwCase {
   }
 };
 
+// a * b + c with c far below the last bit of a * b, which lies between two numbers: rounded once it goes up, rounded
+// twice it stays.
+TEST(Adamw, FusedProductsRoundOnce) {
+  const float near_one = 1 + std::ldexp(1.0F, -12), tiny = std::ldexp(1.0F, -60);
+  bool matters = false;
+  for (const bool moment_first : {true, false})
+    for (const float sign : {1.0F, -1.0F}) {
+      Random random(14);
+      AdamwCase start(random, 67, DType::f32, DType::f32, DType::f32, 1);
+      for (std::int64_t i = 0; i < 67; ++i) {
+        start.moment1.set(i, moment_first ? near_one : sign * tiny);
+        start.grad.set(i, moment_first ? sign * tiny : near_one);
+      }
+      const auto args_of = [&](AdamwCase& of, kernels::SweepHealth& health) {
+        kernels::AdamwArgs args = of.args(0, 67, health);
+        args.grad_scale = 1;
+        args.beta1 = moment_first ? near_one / 2 : 0.5F;
+        args.one_minus_beta1 = moment_first ? 0.5F : near_one / 2;
+        return args;
+      };
+      AdamwCase expected = start;
+      kernels::SweepHealth health;
+      scalar_adamw(args_of(expected, health));
+      const double exact = static_cast<double>(near_one) * near_one / 2;  // to 2^-61, which the next lines look for
+      const auto twice = static_cast<float>(exact + 0.5 * static_cast<double>(sign) * static_cast<double>(tiny));
+      matters = matters || expected.moment1[0] != twice;
+      for (const kernels::KernelTable* table : kernels::all_cpu_kernels()) {
+        AdamwCase result = start;
+        kernels::SweepHealth own;
+        table->adamw(args_of(result, own));
+        EXPECT_SAME_BITS(result.moment1, expected.moment1) << table->isa;
+      }
+    }
+  EXPECT_TRUE(matters) << "these numbers do not tell one rounding from two";
+}
+
 TEST(Adamw, EveryTableAndSplitGivesTheSameBits) {
   Random random(12);
   for (const DType grad : {DType::f32, DType::bf16, DType::f16})
@@ -60,7 +96,7 @@ TEST(Adamw, EveryTableAndSplitGivesTheSameBits) {
               kernels::SweepHealth health;
               for (std::int64_t begin = 0; begin < count; begin += piece)
                 table->adamw(result.args(begin, std::min(begin + piece, count), health));
-              EXPECT_SAME_BITS(result.moment1, expected.moment1);
+              EXPECT_SAME_BITS(result.moment1, expected.moment1) << table->isa;
               EXPECT_SAME_BITS(result.moment2, expected.moment2);
               EXPECT_SAME_BITS(result.weight, expected.weight);
               EXPECT_SAME_BITS(result.param, expected.param);

@@ -2,6 +2,7 @@
 
 #include "kernels/matmul.h"
 
+#include <dlfcn.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -10,6 +11,24 @@
 
 namespace regatta::kernels {
 namespace {
+
+// A product runs on one thread, and leaves the number of threads of OpenMP as it was.
+TEST(MatmulThreads, LeavesTheCallersThreadsAlone) {
+  const auto set = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
+  const auto get = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
+  if (!has_matmul() || set == nullptr || get == nullptr) GTEST_SKIP() << "no BLAS over OpenMP in this build";
+  const int before = get();
+  set(3);
+  const std::vector<float> a(64, 1), b(64, 2);
+  std::vector<float> c(64);
+  MatmulArgs<float> args;
+  args.rows = args.cols = args.inner = args.a_stride = args.b_stride = args.c_stride = 8;
+  args.a = a.data(), args.b = b.data(), args.c = c.data();
+  matmul(args);
+  EXPECT_EQ(get(), 3);
+  set(before);
+  EXPECT_EQ(c[0], 16);
+}
 
 template <class Number>
 class Matmul : public ::testing::Test {};

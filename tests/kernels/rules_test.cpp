@@ -3,8 +3,10 @@
 #include <random>
 
 #include "runtime/error.h"
+#include "runtime/rules/line_sweeps.h"
 #include "tests/kernels/rule_run.h"
 #include "tests/support/reference.h"
+#include "tests/support/scalar_kernels.h"
 
 namespace regatta::testing {
 namespace {
@@ -108,6 +110,48 @@ TEST(Reg, SameBitsAndFiguresForEveryThreadCount) {
       EXPECT_EQ(alone.health.weight_squares, together.health.weight_squares);
       EXPECT_EQ(alone.health.zero_lines, together.health.zero_lines);
     }
+}
+
+// Tasks of one run find their own lines' factors in every pass: as runs that are one task each.
+TEST(Reg, SeveralTasksHaveTheBitsOfSeveralRuns) {
+  Random random(35);
+  ThreadPool pool(2);
+  const MatrixShape shape{3 * line_task_numel / 512 + 1, 512};
+  std::vector<std::int64_t> cuts;
+  for (std::int64_t at = line_task_numel / 2; at < shape.numel(); at += line_task_numel / 2) cuts.push_back(at);
+  for (const char* passes : {"1", "2", "3"}) {
+    const auto rule = make_rule("reg", Settings{{"passes", passes}});
+    const std::vector<float> weight = random_weight(random, shape), grad = random_grad(random, shape);
+    RuleRun whole(*rule, shape, weight), parts(*rule, shape, weight);
+    whole.step(grad, 0.02, pool, {}, false);
+    parts.step(grad, 0.02, pool, cuts, false);
+    EXPECT_EQ(whole.weight, parts.weight) << passes << " passes";
+    EXPECT_EQ(whole.momentum, parts.momentum) << passes << " passes";
+  }
+}
+
+// Rows longer than a task, each written into its own place.
+TEST(Reg, LongRowsOf16BitParametersAreAllWritten) {
+  Random random(36);
+  ThreadPool pool(2);
+  const MatrixShape shape{2, line_task_numel + 3};
+  const auto rule = make_rule("reg", {});
+  std::vector<float> weight = random_weight(random, shape), momentum(weight.size());
+  const std::vector<float> grad = random_grad(random, shape);
+  std::vector<std::uint16_t> param(weight.size());
+  void* const state[] = {momentum.data()};
+  RunTensors run;
+  run.run = {shape.rows, shape.cols, 0, shape.numel()};
+  run.grad = grad.data();
+  run.state = state;
+  run.weight = weight.data();
+  run.param = param.data();
+  run.param_dtype = DType::bf16;
+  kernels::SweepHealth health;
+  rule->update(run, shape, {0.02, 1, 1}, DType::f32, pool, health);
+  for (std::size_t i = 0; i < param.size(); ++i)
+    ASSERT_NEAR(read(DType::bf16, param.data(), static_cast<std::int64_t>(i)), weight[i], std::fabs(weight[i]) / 256)
+        << i;
 }
 
 // With momentum 0 the momentum is the gradient, and without decay minus the weight's change over lr is the update.

@@ -1,5 +1,6 @@
 // The vote of a step on the device, against the host's words for it (runtime/engine: vote.cpp, engine_report.cpp).
 
+#include "kernels/cuda/layout.h"
 #include "tests/kernels/cuda/device_case.h"
 
 namespace regatta::testing {
@@ -21,7 +22,7 @@ T* room(Machine& machine, std::size_t count) {
 }
 
 TEST_F(CudaKernels, AVoteTellsTheFirstCulpritAndTheSumsThatTravel) {
-  for (const int params : {1, 3, 256, 1000}) {
+  for (const int params : {1, 3, 256, 700, 1000}) {
     std::vector<cuda::TileFigures> figures(static_cast<std::size_t>(params));
     std::vector<std::int32_t> places;
     std::int32_t travelling = 0;
@@ -29,6 +30,8 @@ TEST_F(CudaKernels, AVoteTellsTheFirstCulpritAndTheSumsThatTravel) {
     for (int p = 0; p < params; ++p) {
       figures[p].squares = random_sum(random_, 1 + p % 4, 40);
       if (params == 1000 && p >= 700 && p % 7 == 3) figures[p].non_finite = p;
+      // Several that the same thread of a block looks at.
+      if (params == 700 && p % kernels::cuda::block_threads == 44) figures[p].non_finite = p;
       if (figures[p].non_finite != 0 && first < 0) first = p;
       bad += figures[p].non_finite;
       places.push_back(p % 3 == 1 ? -1 : travelling++);
