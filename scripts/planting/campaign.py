@@ -99,21 +99,29 @@ class Tests:
         return units
 
 
-def sources_stamp(build):
-    """Changes whenever a test program or a source of the copy does."""
-    folders = ("build/bin", "build/runtime/c", "tests", "deploy", "scripts")
-    return max(path.stat().st_mtime_ns for folder in folders for path in (build / folder).glob("**/*") if path.is_file())
+def newest_part(unit, build):
+    """When the newest file that a test is made of was changed: its program or script, what lies beside that, the programs it may start."""
+    program = pathlib.Path(unit.command[0])
+    if any(word.startswith("--gtest_filter=") for word in unit.command):
+        parts = [program, build / "build/bin/rank_program"]
+    else:
+        parts = [build / "build/bin" / name for name in ("regatta", "regatta-torch")] + [build / "build/runtime/c/libregatta.so"]
+        for path in map(pathlib.Path, unit.command):
+            if path.is_file() and build in path.parents:
+                parts += [path] if build / "build" in path.parents else [other for other in path.parent.iterdir() if other.is_file()]
+    return max(path.stat().st_mtime for path in parts if path.exists())
 
 
 def baseline(build, tests, jobs):
-    """Per test: seconds, and the numbers of the bugs whose places it reaches. Tests that fail without any bug are left out."""
+    """Per test: seconds, and the numbers of the bugs whose places it reaches. Tests that fail without any bug are left out. What was
+    found of a test holds until one of its files changes."""
     kept = build / "baseline.json"
-    stamp = sources_stamp(build)
-    if kept.exists():
-        known = json.loads(kept.read_text())
-        if known["stamp"] == stamp:
-            return known["tests"], known["failing"]
+    before = json.loads(kept.read_text())["tests"] if kept.exists() else {}
+    at = kept.stat().st_mtime if kept.exists() else 0
     found, failing = {}, []
+    for name, unit in tests.all.items():
+        if name in before and newest_part(unit, build) < before[name].get("at", at):
+            found[name] = before[name]
 
     def one(name):
         with tempfile.NamedTemporaryFile() as reached:
@@ -124,20 +132,20 @@ def baseline(build, tests, jobs):
             numbers = [number for number, byte in enumerate(reached.read()) if byte]
         return name, passed, text, seconds, numbers
 
-    narrow = [n for n, unit in tests.all.items() if not unit.wide]
-    wide = [n for n, unit in tests.all.items() if unit.wide]
-    done = 0
+    narrow = [n for n, unit in tests.all.items() if n not in found and not unit.wide]
+    wide = [n for n, unit in tests.all.items() if n not in found and unit.wide]
+    done = len(found)
     for names, workers in ((narrow, jobs), (wide, 1)):
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             for name, passed, text, seconds, numbers in pool.map(one, names):
                 done += 1
                 progress(f"without a bug: {done} of {len(tests.all)} tests")
                 if passed is True:
-                    found[name] = {"seconds": seconds, "reaches": numbers}
+                    found[name] = {"seconds": seconds, "reaches": numbers, "at": time.time()}
                 elif passed is not SKIPPED:
                     failing.append(name)
                     print(f"\nplant-bugs: {name} fails without a bug and is left out:\n{text[-600:]}", file=sys.stderr)
-    kept.write_text(json.dumps({"stamp": stamp, "tests": found, "failing": failing}))
+    kept.write_text(json.dumps({"tests": found, "failing": failing}))
     return found, failing
 
 

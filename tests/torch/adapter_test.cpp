@@ -98,16 +98,20 @@ TEST(Attachment, ValuesMoveInAndOut) {
     Toy toy;
     const torch::Tensor before = toy.forward(tokens()).detach().clone();
     const std::vector<ModuleParam> params = module_params(toy);
+    torch::Tensor kept;  // a graph that outlives the attachment
     {
       Engine engine(describe(params), groups("adamw"), sharding::Mesh({{"dp", 1}}), transport, {});
       const EngineAttachment attachment(params, engine);
       EXPECT_TRUE(toy.forward(tokens()).equal(before));
+      kept = toy.unused.sum();
       for (std::size_t i = 0; i < params.size(); ++i)
         EXPECT_EQ(params[i].tensor.data_ptr(), engine.param(static_cast<int>(i)).data);
     }
     EXPECT_TRUE(toy.forward(tokens()).equal(before));  // and the engine is gone
     toy.forward(tokens()).sum().backward();
     EXPECT_TRUE(toy.hidden->weight.grad().defined());  // nothing takes it any more
+    kept.backward();
+    EXPECT_TRUE(toy.unused.grad().defined());
   });
 }
 
