@@ -179,7 +179,7 @@ def judge(bug, tests, known, jobs, build):
 
 
 def limit_of(unit, known):
-    return 60 + 10 * sum(known[name]["seconds"] for name in unit.tests)
+    return 40 + 10 * sum(known[name]["seconds"] for name in unit.tests)
 
 
 @contextlib.contextmanager
