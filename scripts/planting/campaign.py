@@ -171,7 +171,7 @@ def judge(bug, tests, known, jobs, build):
         if tests.run(unit, limit_of(unit, known))[0] is not True:  # it fails for another reason
             verdict["note"] = f"{unit.name} also fails without the bug"
             continue
-        failed = re.search(r"\[  FAILED  \] ([\w./]+)", text)
+        failed = re.search(r"\[  FAILED  \] ([\w/]+[.][\w./]+)", text)
         verdict.update(verdict="seen", by=failed[1] if failed else unit.name, note="by its time limit" if passed is None else "")
         break
     verdict["seconds"] = round(time.monotonic() - began, 1)
@@ -179,7 +179,7 @@ def judge(bug, tests, known, jobs, build):
 
 
 def limit_of(unit, known):
-    return 40 + 10 * sum(known[name]["seconds"] for name in unit.tests)
+    return min(30 + 10 * sum(known[name]["seconds"] for name in unit.tests), 300)
 
 
 @contextlib.contextmanager
