@@ -116,17 +116,20 @@ TEST(Reg, SameBitsAndFiguresForEveryThreadCount) {
 TEST(Reg, SeveralTasksHaveTheBitsOfSeveralRuns) {
   Random random(35);
   ThreadPool pool(2);
-  const MatrixShape shape{3 * line_task_numel / 512 + 1, 512};
-  std::vector<std::int64_t> cuts;
-  for (std::int64_t at = line_task_numel / 2; at < shape.numel(); at += line_task_numel / 2) cuts.push_back(at);
-  for (const char* passes : {"1", "2", "3"}) {
-    const auto rule = make_rule("reg", Settings{{"passes", passes}});
-    const std::vector<float> weight = random_weight(random, shape), grad = random_grad(random, shape);
-    RuleRun whole(*rule, shape, weight), parts(*rule, shape, weight);
-    whole.step(grad, 0.02, pool, {}, false);
-    parts.step(grad, 0.02, pool, cuts, false);
-    EXPECT_EQ(whole.weight, parts.weight) << passes << " passes";
-    EXPECT_EQ(whole.momentum, parts.momentum) << passes << " passes";
+  // Tall and wide: of three passes two are over columns, or over rows.
+  for (const MatrixShape shape :
+       {MatrixShape{3 * line_task_numel / 512 + 1, 512}, {512, 3 * line_task_numel / 512 + 1}}) {
+    std::vector<std::int64_t> cuts;
+    for (std::int64_t at = line_task_numel / 2; at < shape.numel(); at += line_task_numel / 2) cuts.push_back(at);
+    for (const char* passes : {"1", "2", "3"}) {
+      const auto rule = make_rule("reg", Settings{{"passes", passes}});
+      const std::vector<float> weight = random_weight(random, shape), grad = random_grad(random, shape);
+      RuleRun whole(*rule, shape, weight), parts(*rule, shape, weight);
+      whole.step(grad, 0.02, pool, {}, false);
+      parts.step(grad, 0.02, pool, cuts, false);
+      EXPECT_EQ(whole.weight, parts.weight) << passes << " passes";
+      EXPECT_EQ(whole.momentum, parts.momentum) << passes << " passes";
+    }
   }
 }
 
