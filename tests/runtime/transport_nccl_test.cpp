@@ -228,6 +228,19 @@ TEST(NcclReduction, SumsElementsOfEveryType) {
   }
 }
 
+// Three chunks that are equal on the average only.
+TEST(NcclGather, UnequalChunksAreGatheredAsTheyAre) {
+  expect_good(run_nccl_ranks(3, nccl_options(), [](Transport& t) {
+    const std::vector<std::int64_t> bounds{0, 64, 96, 192};
+    const SymmetricBuffer buffer = t.allocate(192);
+    for (std::int64_t i = bounds[t.rank()]; i < bounds[t.rank() + 1]; ++i)
+      buffer.data()[i] = static_cast<std::byte>(i + 1);
+    t.all_gather(buffer, 0, bounds, "chunks").wait();
+    for (std::int64_t i = 0; i < 192; ++i)
+      require(buffer.data()[i] == static_cast<std::byte>(i + 1), "byte " + std::to_string(i) + " was not gathered");
+  }));
+}
+
 TEST(NcclEngine, GivesTheBitsOfLocal) {
   testing::CaseBuilder builder(8, 4);
   cli::ReplayCase recorded = builder.add({"wide", {7, 19}}).add({"tall", {23, 6}}).add({"long_row", {2, 300}}).take();
