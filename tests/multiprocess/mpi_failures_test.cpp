@@ -46,7 +46,7 @@ void run_to_the_end(TransportOptions options, const FailureCase& failure) {
 }
 
 TEST(MpiFailures, AreTold) {
-  if (job_size() < 2) GTEST_SKIP() << "needs two ranks";
+  if (job_size() < 2) GTEST_SKIP() << "one rank has nobody to tell; the launches with 2 to 4 ranks run it";
   for (const FailureCase& failure : failure_cases) run_to_the_end(mpi_options, failure);
   for (const FailureCase& failure : host_failure_cases)
     if (failure.deadline != short_deadline || job_size() == 3) run_to_the_end(mpi_options, failure);
@@ -55,7 +55,7 @@ TEST(MpiFailures, AreTold) {
 // A message that nobody took is not taken for one of a later transport, whose calls have the same numbers; not even
 // when there have been many.
 TEST(MpiFailures, WhatADeadTransportSentIsNotDelivered) {
-  if (job_size() < 2) GTEST_SKIP() << "needs two ranks";
+  if (job_size() < 2) GTEST_SKIP() << "one rank has nobody to send to; the launches with 2 to 4 ranks run it";
   for (int life = 1; life <= 70; ++life) {
     const std::unique_ptr<Transport> t = make_transport("mpi", mpi_options);
     std::vector<std::int64_t> give(static_cast<std::size_t>(job_size()), 0), take = give;
@@ -79,7 +79,7 @@ TEST(MpiFailures, WhatADeadTransportSentIsNotDelivered) {
 
 TEST(MpiIslands, OfEverySizeWorkTogether) {
   if (job_size() < 2 || !mpi_options.shared_memory || mpi_options.shared_memory_ranks != 0)
-    GTEST_SKIP() << "once per number of ranks";
+    GTEST_SKIP() << "the launches over shared memory with 2 to 4 ranks run it, once each";
   for (int block = 1; block <= job_size(); ++block) {
     TransportOptions options = mpi_options;
     options.shared_memory_ranks = block;
@@ -154,7 +154,8 @@ TEST(MappedSharing, IsSeenByWhoOpensItUntilItIsRetired) {
 }
 
 TEST(MpiMessages, LongerThanMpiTakesGoInParts) {
-  if (mpi_options.shared_memory || job_size() != 2) GTEST_SKIP() << "once";
+  if (mpi_options.shared_memory || job_size() != 2)
+    GTEST_SKIP() << "hundreds of MiB travel; the launch messages_2_ranks runs it";
   run_here(mpi_options, [](Transport& t) {
     for (const std::int64_t more : {0, 1, 70'001}) {
       const std::int64_t bytes = MessageTransport::longest_message + more;
