@@ -78,7 +78,7 @@ TEST(MpiDevices, ExchangeTakesBothKindsOfMemory) {
 TEST(MpiDevices, TilesAreReadBeforeTheirPlacesAreUsedAgain) {
   int ranks = 1;
   MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-  if (ranks < 4) GTEST_SKIP() << "a tile must be smaller than a chunk; the launch with 4 ranks runs it";
+  if (ranks < 4) GTEST_SKIP() << "with fewer ranks a chunk has too few tiles; the launch with 4 ranks runs it";
   const TransportOptions options = options_with_device(DeviceMessages::always, late_device());
   run_here(options, [&](Transport& t) {
     constexpr std::int64_t bytes = (50 << 20) + 64;
