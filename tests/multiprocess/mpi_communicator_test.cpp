@@ -14,7 +14,7 @@
 #include "runtime/engine/engine.h"
 #include "runtime/transport/mpi/mpi_communicator.h"
 #include "runtime/transport/mpi/mpi_transport.h"
-#include "tests/runtime/transport_contract.h"
+#include "tests/transport/transport_contract.h"
 #include "tests/support/mpi_program.h"
 #include "tests/support/spmd.h"
 

@@ -9,7 +9,7 @@
 
 #include "runtime/transport/factory.h"
 #include "tests/multiprocess/mpi_contract.h"
-#include "tests/runtime/transport_contract.h"
+#include "tests/transport/transport_contract.h"
 #include "tests/support/mpi_program.h"
 
 namespace regatta::testing {

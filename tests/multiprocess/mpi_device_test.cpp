@@ -11,7 +11,7 @@
 #include "cli/replay/run.h"
 #include "runtime/device/buffer.h"
 #include "runtime/transport/factory.h"
-#include "tests/runtime/transport_contract.h"
+#include "tests/transport/transport_contract.h"
 #include "tests/support/emulated_device.h"
 #include "tests/support/late_device.h"
 #include "tests/support/mpi_program.h"

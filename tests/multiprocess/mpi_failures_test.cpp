@@ -17,8 +17,8 @@
 #include "runtime/transport/mpi/mapped_memory.h"
 #include "runtime/transport/mpi/message_transport.h"
 #include "tests/multiprocess/mpi_contract.h"
-#include "tests/runtime/transport_contract.h"
-#include "tests/runtime/transport_failures.h"
+#include "tests/transport/transport_contract.h"
+#include "tests/transport/transport_failures.h"
 #include "tests/support/mpi_program.h"
 
 namespace regatta::testing {

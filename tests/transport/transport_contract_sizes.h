@@ -5,7 +5,7 @@
 #include <array>
 
 #include "runtime/transport/shared/board.h"
-#include "tests/runtime/transport_checks.h"
+#include "tests/transport/transport_checks.h"
 
 namespace regatta::testing {
 

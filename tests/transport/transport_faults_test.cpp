@@ -9,7 +9,7 @@
 
 #include "runtime/transport/factory.h"
 #include "runtime/transport/shared/board.h"
-#include "tests/runtime/transport_failures.h"
+#include "tests/transport/transport_failures.h"
 #include "tests/support/spmd.h"
 
 namespace regatta::testing {

@@ -6,7 +6,7 @@
 #include <thread>
 
 #include "runtime/transport/factory.h"
-#include "tests/runtime/transport_contract.h"
+#include "tests/transport/transport_contract.h"
 #include "tests/support/spmd.h"
 
 namespace regatta::testing {

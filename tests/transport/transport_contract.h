@@ -3,10 +3,10 @@
 // world size, leave the transport usable, and are instantiated by local_test and by the mpi test under mpirun. What a
 // transport does when something fails: transport_failures.h.
 
-#include "tests/runtime/transport_checks.h"
-#include "tests/runtime/transport_contract_groups.h"
-#include "tests/runtime/transport_contract_refusals.h"
-#include "tests/runtime/transport_contract_sizes.h"
+#include "tests/transport/transport_checks.h"
+#include "tests/transport/transport_contract_groups.h"
+#include "tests/transport/transport_contract_refusals.h"
+#include "tests/transport/transport_contract_sizes.h"
 
 namespace regatta::testing {
 

@@ -10,7 +10,7 @@
 #include <mutex>
 
 #include "runtime/transport/shared/board.h"
-#include "tests/runtime/transport_checks.h"
+#include "tests/transport/transport_checks.h"
 #include "tests/support/scalar_kernels.h"
 #include "tests/support/spmd.h"
 

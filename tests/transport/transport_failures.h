@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "tests/runtime/transport_checks.h"
+#include "tests/transport/transport_checks.h"
 
 namespace regatta::testing {
 

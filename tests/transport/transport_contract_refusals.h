@@ -4,7 +4,7 @@
 
 #include <limits>
 
-#include "tests/runtime/transport_checks.h"
+#include "tests/transport/transport_checks.h"
 
 namespace regatta::testing {
 

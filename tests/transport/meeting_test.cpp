@@ -16,7 +16,7 @@
 
 #include "runtime/transport/nccl/nccl_transport.h"
 #include "runtime/transport/nccl/notices.h"
-#include "tests/runtime/transport_checks.h"
+#include "tests/transport/transport_checks.h"
 
 namespace regatta::testing {
 namespace {

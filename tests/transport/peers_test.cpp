@@ -9,7 +9,7 @@
 
 #include <cstring>
 
-#include "tests/runtime/transport_checks.h"
+#include "tests/transport/transport_checks.h"
 
 namespace regatta::testing {
 namespace {
