@@ -39,6 +39,11 @@ bool Totals::bytes_as_planned() const {
          counted.exchange == planned.exchange && counted.vote == planned.vote;
 }
 
+void Summary::add_rank(std::int64_t rank_state_bytes, bool as_planned) {
+  state_bytes.push_back(rank_state_bytes);
+  bytes_as_planned = bytes_as_planned && as_planned;
+}
+
 double Summary::tokens_per_second() const {
   return static_cast<double>(tokens_per_step * own_steps()) / std::max(totals.phases.all(), 1e-9);
 }

@@ -62,6 +62,8 @@ struct Summary {
   std::vector<std::string> files;
   /// Of this run, as all figures of time.
   std::int64_t own_steps() const { return steps - first_step; }
+  /// Ranks in their order: bytes of optimizer state, and whether the rank sent what the plan predicts.
+  void add_rank(std::int64_t rank_state_bytes, bool as_planned);
   double tokens_per_second() const;
   double step_ms() const;
 };

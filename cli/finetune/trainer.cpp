@@ -223,12 +223,9 @@ Summary Trainer::run(const Observer& observer) {
   if (mesh_.coordinate(transport_.rank(), "dp") == 0) summary.files = save_weights(*job_.model, options_.out);
   if (transport_.rank() == 0 && !options_.random_init()) copy_tokenizer(options_.init, options_.out);
   if (telemetry_) telemetry_->saved();
-  for (const std::vector<double>& theirs :
-       gather({static_cast<double>(engine_.state_bytes()), summary.totals.bytes_as_planned() ? 1.0 : 0.0},
-              "byte counts")) {
-    summary.state_bytes.push_back(static_cast<std::int64_t>(theirs.at(0)));
-    summary.bytes_as_planned = summary.bytes_as_planned && theirs.at(1) == 1;
-  }
+  for (const std::vector<double>& theirs : gather(
+           {static_cast<double>(engine_.state_bytes()), summary.totals.bytes_as_planned() ? 1.0 : 0.0}, "byte counts"))
+    summary.add_rank(static_cast<std::int64_t>(theirs.at(0)), theirs.at(1) == 1);
   return summary;
 }
 

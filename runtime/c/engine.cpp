@@ -2,8 +2,6 @@
 
 #include "runtime/engine/engine.h"
 
-#include <cmath>
-
 #include "runtime/c/handles.h"
 #include "runtime/c/structs.h"
 #include "runtime/c/text.h"

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <charconv>
 #include <chrono>
 #include <filesystem>
@@ -81,6 +82,7 @@ struct Telemetry::Impl {
   std::string address, discovery_file;
   int rank = 0;
   double last_end = 0;  // steady time of the last record
+  std::atomic<bool> served = false;
 
   // A constructor that throws ends the serving, too.
   ~Impl() {
@@ -121,9 +123,12 @@ struct Telemetry::Impl {
                                               std::to_string(rank) + " (local rank " + std::to_string(local_rank) +
                                               ") cannot be bound; is the port taken?");
     address = wanted.host + ":" + std::to_string(wanted.port);
-    serving = std::thread([this] { server.listen_after_bind(); });
-    while (!server.is_running())
-      std::this_thread::yield();  // stop() has no effect before, and the end would wait for ever
+    serving = std::thread([this] {
+      server.listen_after_bind();
+      served = true;
+    });
+    // stop() has no effect before, and the end would wait for ever.
+    while (!server.is_running() && !served) std::this_thread::yield();
   }
 
   // Reachable from elsewhere: a server on all interfaces is found by its node's name.

@@ -8,6 +8,7 @@
 #include "runtime/error.h"
 #include "tests/checkpoint/failing_calls.h"
 #include "tests/checkpoint/small_job.h"
+#include "tests/support/refusal.h"
 
 namespace regatta::testing {
 namespace {
@@ -15,15 +16,7 @@ namespace {
 namespace fs = std::filesystem;
 using checkpoint::SaveSettings;
 
-std::string error_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), Code::checkpoint) << error.what();
-    return error.what();
-  }
-  return "";
-}
+std::string error_of(const std::function<void()>& body) { return regatta::testing::refusal(body, Code::checkpoint); }
 
 class SaveFaults : public ::testing::Test {
  protected:

@@ -14,6 +14,7 @@
 
 #include "runtime/error.h"
 #include "tests/checkpoint/test_folder.h"
+#include "tests/support/refusal.h"
 
 namespace regatta::checkpoint {
 namespace {
@@ -24,15 +25,7 @@ using regatta::testing::names_in;
 using regatta::testing::put;
 using regatta::testing::TestFolder;
 
-std::string error_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), Code::checkpoint) << error.what();
-    return error.what();
-  }
-  return "";
-}
+std::string error_of(const std::function<void()>& body) { return regatta::testing::refusal(body, Code::checkpoint); }
 
 TEST(CheckpointFolder, NamesHaveEightDigitsOrMore) {
   EXPECT_EQ(folder_name(0), "step-00000000");

@@ -10,10 +10,12 @@
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/error.h"
 #include "tests/checkpoint/test_folder.h"
+#include "tests/support/refusal.h"
 
 namespace regatta::checkpoint {
 namespace {
 
+using regatta::testing::expect_says;
 using testing::bytes_in;
 using testing::put;
 using testing::TestFolder;
@@ -66,9 +68,6 @@ class Reader : public ::testing::Test {
       return error.what();
     }
     return "(was read)";
-  }
-  static void expect_says(const std::string& said, const std::string& words) {
-    EXPECT_NE(said.find(words), std::string::npos) << "'" << said << "' lacks '" << words << "'";
   }
 
   TestFolder folder_;

@@ -8,6 +8,7 @@
 #include "runtime/checkpoint/safetensors.h"
 #include "runtime/error.h"
 #include "tests/checkpoint/test_folder.h"
+#include "tests/support/refusal.h"
 
 namespace regatta::safetensors {
 namespace {
@@ -15,6 +16,7 @@ namespace {
 namespace fs = std::filesystem;
 using regatta::testing::bytes_in;
 using regatta::testing::put;
+using regatta::testing::refusal;
 
 class SafetensorsEdges : public ::testing::Test {
  protected:
@@ -28,19 +30,10 @@ class SafetensorsEdges : public ::testing::Test {
     put(at("case.safetensors"), length_of(header.size()) + header + std::string(data_bytes, '\1'));
     return at("case.safetensors");
   }
-  static std::string refusal(const std::function<void()>& body) {
-    try {
-      body();
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), Code::invalid_argument) << error.what();
-      return error.what();
-    }
-    return "(was read)";
-  }
   std::string refusal_of(const std::string& header, std::size_t data_bytes) const {
     const std::string path = with_header(header, data_bytes);
     const std::string said = refusal([&] { File file(path); });
-    if (said != "(was read)") {
+    if (said != "") {
       EXPECT_EQ(said.find(path), 0U) << said;
     }
     return said;
@@ -63,10 +56,9 @@ TEST_F(SafetensorsEdges, EveryDtypeHasItsSize) {
       return R"({"a":{"dtype":")" + type + R"(","shape":[)" + std::to_string(numel) + R"(],"data_offsets":[0,)" +
              std::to_string(bytes) + "]}}";
     };
-    EXPECT_EQ(refusal_of(header(12, 12 * size / 8), static_cast<std::size_t>(12 * size / 8)), "(was read)") << dtype;
+    EXPECT_EQ(refusal_of(header(12, 12 * size / 8), static_cast<std::size_t>(12 * size / 8)), "") << dtype;
     for (const int off : {-1, 1})
-      EXPECT_NE(refusal_of(header(12, 12 * size / 8 + off), static_cast<std::size_t>(12 * size / 8 + off)),
-                "(was read)")
+      EXPECT_NE(refusal_of(header(12, 12 * size / 8 + off), static_cast<std::size_t>(12 * size / 8 + off)), "")
           << dtype;
     if (size % 8 != 0) {
       EXPECT_NE(refusal_of(header(1, 1), 1).find("whole number of bytes"), std::string::npos);
@@ -83,7 +75,7 @@ TEST_F(SafetensorsEdges, EveryDtypeHasItsSize) {
 TEST_F(SafetensorsEdges, EveryFieldOfEveryFormIsNeeded) {
   const auto entry = nlohmann::json::parse(R"({"dtype":"F32","shape":[2,3],"data_offsets":[0,24]})");
   const auto header = [](const nlohmann::json& of) { return nlohmann::json{{"a", of}}.dump(); };
-  EXPECT_EQ(refusal_of(header(entry), 24), "(was read)");
+  EXPECT_EQ(refusal_of(header(entry), 24), "");
   const std::map<std::string, std::vector<const char*>> wrong{
       {"dtype", {"32", "null", "[\"F32\"]", "\"f32\"", "\"\""}},
       {"shape",
@@ -95,7 +87,7 @@ TEST_F(SafetensorsEdges, EveryFieldOfEveryFormIsNeeded) {
   for (const auto& [field, values] : wrong) {
     nlohmann::json without = entry;
     without.erase(field);
-    EXPECT_NE(refusal_of(header(without), 24), "(was read)") << field;
+    EXPECT_NE(refusal_of(header(without), 24), "") << field;
     for (const char* value : values) {
       nlohmann::json changed = entry;
       changed[field] = nlohmann::json::parse(value);
@@ -103,15 +95,15 @@ TEST_F(SafetensorsEdges, EveryFieldOfEveryFormIsNeeded) {
     }
   }
   for (const char* other : {"[]", "\"x\"", "3", "null"})
-    EXPECT_NE(refusal_of(header(nlohmann::json::parse(other)), 0), "(was read)") << other;
+    EXPECT_NE(refusal_of(header(nlohmann::json::parse(other)), 0), "") << other;
   for (const char* metadata :
        {"[]", "\"x\"", "null", R"({"k":1})", R"({"k":{}})", R"({"k":null})", R"({"k":"v","l":2})"})
-    EXPECT_NE(refusal_of(std::string(R"({"__metadata__":)") + metadata + "}", 0), "(was read)") << metadata;
+    EXPECT_NE(refusal_of(std::string(R"({"__metadata__":)") + metadata + "}", 0), "") << metadata;
   for (const char* text : {"{", "{}}", "{} x", R"({"a")", " {}", "{\"a\":1e999}",
                            R"({"a":{"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]}})",
                            R"({"__metadata__":{"k":"a","k":"b"}})", "\xEF\xBB\xBF{}"})
-    EXPECT_NE(refusal_of(text, 0), "(was read)") << text;
-  EXPECT_EQ(refusal_of("{}   \n", 0), "(was read)");  // padding
+    EXPECT_NE(refusal_of(text, 0), "") << text;
+  EXPECT_EQ(refusal_of("{}   \n", 0), "");  // padding
   std::string deep = "1";
   for (int i = 0; i < 100'000; ++i) deep = "[" + deep;
   EXPECT_NE(refusal_of("{\"a\":" + deep, 0).find("levels deep"), std::string::npos);
@@ -147,7 +139,7 @@ TEST_F(SafetensorsEdges, TensorsWithoutElementsMayLieAnywhere) {
   EXPECT_EQ(file.find("e")->numel, 0);
   EXPECT_EQ(file.data_begin(), static_cast<std::int64_t>(8 + header.size()));
   // A scalar has one element and no dims.
-  EXPECT_EQ(refusal_of(R"({"s":{"dtype":"F32","shape":[],"data_offsets":[0,4]}})", 4), "(was read)");
+  EXPECT_EQ(refusal_of(R"({"s":{"dtype":"F32","shape":[],"data_offsets":[0,4]}})", 4), "");
   EXPECT_EQ(File(at("case.safetensors")).find("s")->numel, 1);
 }
 
@@ -165,7 +157,7 @@ TEST_F(SafetensorsEdges, PartsStayInTheirTensor) {
   };
   for (std::int64_t offset = -2; offset <= 12; ++offset)
     for (std::size_t bytes = 1; bytes <= 12; ++bytes)
-      EXPECT_EQ(part(offset, bytes) == "(was read)", offset >= 0 && offset + static_cast<std::int64_t>(bytes) <= 10)
+      EXPECT_EQ(part(offset, bytes) == "", offset >= 0 && offset + static_cast<std::int64_t>(bytes) <= 10)
           << offset << " " << bytes;
   for (const std::size_t room : {0, 9, 11, 14}) {
     std::vector<std::byte> got(room);

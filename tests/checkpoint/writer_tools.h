@@ -13,6 +13,7 @@
 #include "runtime/error.h"
 #include "tests/checkpoint/failing_calls.h"
 #include "tests/checkpoint/test_folder.h"
+#include "tests/support/refusal.h"
 
 namespace regatta::testing {
 
@@ -38,19 +39,8 @@ class Gate : public UnflushedCalls {
   bool open_ = false;
 };
 
-inline std::string error_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), Code::checkpoint) << error.what();
-    return error.what();
-  }
-  return "";
-}
-
-inline void expect_says(const std::string& said, const std::string& words) {
-  EXPECT_NE(said.find(words), std::string::npos) << "'" << said << "' lacks '" << words << "'";
-}
+/// The sentence of the Error(checkpoint) with which the body ends; empty when it ends without.
+inline std::string error_of(const std::function<void()>& body) { return refusal(body, Code::checkpoint); }
 
 /// Waits for it.
 inline checkpoint::SaveOutcome ended(checkpoint::CheckpointWriter& writer) {

@@ -14,10 +14,12 @@
 #include "cli/engine_flags.h"
 #include "cli/rule_flags.h"
 #include "runtime/error.h"
+#include "tests/support/refusal.h"
 
 namespace regatta::cli {
 namespace {
 
+using regatta::testing::expect_says;
 using Words = std::vector<std::string>;
 
 template <class Call>
@@ -29,10 +31,6 @@ std::string refusal(const Call& call) {
     return error.what();
   }
   return "(was taken)";
-}
-
-void expect_says(const std::string& said, const std::string& words) {
-  EXPECT_NE(said.find(words), std::string::npos) << "'" << said << "' lacks '" << words << "'";
 }
 
 const Words names{"embed", "a.up", "a.gain", "b.up", "b.down"};

@@ -8,25 +8,11 @@
 
 #include "cli/finetune/decoder.h"
 #include "runtime/error.h"
+#include "tests/finetune/small_decoder.h"
 #include "tests/finetune/window_order.h"
 
 namespace regatta::finetune {
 namespace {
-
-DecoderConfig small_config() {
-  DecoderConfig config;
-  config.vocab = 11;
-  config.hidden = 12;
-  config.intermediate = 20;
-  config.layers = 2;
-  config.heads = 6;
-  config.kv_heads = 2;
-  config.head_dim = 4;
-  config.rope_theta = 100;
-  config.norm_eps = 1e-5;
-  config.init_std = 0.4;
-  return config;
-}
 
 TEST(RandomWeights, DependOnSeedAndNameOnly) {
   DecoderConfig config = small_config();

@@ -7,24 +7,10 @@
 #include <cmath>
 
 #include "tests/finetune/decoder_reference.h"
+#include "tests/finetune/small_decoder.h"
 
 namespace regatta::finetune {
 namespace {
-
-DecoderConfig small_config() {
-  DecoderConfig config;
-  config.vocab = 11;
-  config.hidden = 12;
-  config.intermediate = 20;
-  config.layers = 2;
-  config.heads = 6;
-  config.kv_heads = 2;
-  config.head_dim = 4;
-  config.rope_theta = 100;
-  config.norm_eps = 1e-5;
-  config.init_std = 0.4;
-  return config;
-}
 
 /// Norms and biases too, so that nothing is multiplied by one or added to zero unnoticed.
 void randomise(Decoder& decoder, std::uint64_t seed) {

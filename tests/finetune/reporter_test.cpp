@@ -13,10 +13,12 @@
 
 #include "runtime/error.h"
 #include "tests/finetune/distinct_step.h"
+#include "tests/support/refusal.h"
 
 namespace regatta::finetune {
 namespace {
 
+using regatta::testing::expect_says;
 namespace fs = std::filesystem;
 using nlohmann::json;
 
@@ -72,10 +74,6 @@ class Reports : public ::testing::Test {
     const std::string out = ::testing::internal::GetCapturedStdout();
     return {::testing::internal::GetCapturedStderr(), out};
   }
-  static void expect_says(const std::string& text, const std::string& words) {
-    EXPECT_NE(text.find(words), std::string::npos) << "'" << text << "' lacks '" << words << "'";
-  }
-
   fs::path folder_;
   Options options_;
   Summary summary_;

@@ -17,23 +17,13 @@
 #include "runtime/error.h"
 #include "sharding/reshard.h"
 #include "tests/checkpoint/test_folder.h"
+#include "tests/support/refusal.h"
 #include "tests/support/spmd.h"
 
 namespace regatta::finetune {
 
-inline void expect_says(const std::string& said, const std::string& words) {
-  EXPECT_NE(said.find(words), std::string::npos) << "'" << said << "' lacks '" << words << "'";
-}
-
-inline std::string refusal(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), Code::invalid_argument) << error.what();
-    return error.what();
-  }
-  return "";
-}
+using regatta::testing::expect_says;
+using regatta::testing::refusal;
 
 class CarriedState : public ::testing::Test {
  protected:

@@ -12,7 +12,13 @@
 
 #include "cli/finetune/job.h"
 #include "cli/finetune/trainer.h"
+#include "tests/support/refusal.h"
 #include "tests/support/spmd.h"
+
+namespace regatta::finetune {
+using regatta::testing::expect_says;
+using regatta::testing::refusal;
+}  // namespace regatta::finetune
 
 namespace regatta::finetune::testing {
 
@@ -104,20 +110,6 @@ class SmallTraining : public ::testing::Test {
     std::ifstream stream(o.out + "/model.safetensors", std::ios::binary);
     run.weights.assign(std::istreambuf_iterator<char>(stream), {});
     return run;
-  }
-  /// How a run is refused or fails; empty when it does not.
-  template <class Call>
-  static std::string refusal(const Call& call, Code code = Code::invalid_argument) {
-    try {
-      call();
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), code) << error.what();
-      return error.what();
-    }
-    return "";
-  }
-  static void expect_says(const std::string& said, const std::string& words) {
-    EXPECT_NE(said.find(words), std::string::npos) << "'" << said << "' lacks '" << words << "'";
   }
 
   fs::path folder_;

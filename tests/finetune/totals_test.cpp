@@ -71,5 +71,14 @@ TEST(Totals, SpeedsAreOfThisRunsSteps) {
   EXPECT_EQ(summary.step_ms(), 0);
 }
 
+TEST(Summary, BytesAreAsPlannedWhenEveryRankSaysSo) {
+  for (int wrong = -1; wrong < 4; ++wrong) {
+    Summary summary;
+    for (int rank = 0; rank < 4; ++rank) summary.add_rank(10 * rank, rank != wrong);
+    EXPECT_EQ(summary.bytes_as_planned, wrong < 0) << wrong;
+    EXPECT_EQ(summary.state_bytes, (std::vector<std::int64_t>{0, 10, 20, 30}));
+  }
+}
+
 }  // namespace
 }  // namespace regatta::finetune

@@ -10,11 +10,13 @@
 #include <mutex>
 
 #include "runtime/error.h"
+#include "tests/support/refusal.h"
 #include "tests/support/spmd.h"
 
 namespace regatta::finetune {
 namespace {
 
+using regatta::testing::expect_says;
 namespace fs = std::filesystem;
 
 class Training : public ::testing::Test {
@@ -92,11 +94,6 @@ class Training : public ::testing::Test {
   }
   fs::path folder_;
 };
-
-/// `said` must contain `words`.
-void expect_says(const std::string& said, const std::string& words) {
-  EXPECT_NE(said.find(words), std::string::npos) << "'" << said << "' lacks '" << words << "'";
-}
 
 TEST_F(Training, TheSameBitsOnOneTwoAndFourRanks) {
   for (const char* mode : {"zero1", "zero2"}) {

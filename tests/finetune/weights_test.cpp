@@ -14,10 +14,12 @@
 
 #include "runtime/checkpoint/safetensors.h"
 #include "runtime/error.h"
+#include "tests/support/refusal.h"
 
 namespace regatta::finetune {
 namespace {
 
+using regatta::testing::expect_says;
 namespace fs = std::filesystem;
 
 DecoderConfig small_config() {
@@ -72,11 +74,6 @@ class Weights : public ::testing::Test {
   std::vector<at::Tensor> values_;
   std::vector<safetensors::Source> sources_;
 };
-
-/// `said` must contain `words`.
-void expect_says(const std::string& said, const std::string& words) {
-  EXPECT_NE(said.find(words), std::string::npos) << "'" << said << "' lacks '" << words << "'";
-}
 
 TEST_F(Weights, RoundTripIsExact) {
   const std::vector<std::string> paths = save_weights(decoder_, folder_);

@@ -17,9 +17,9 @@
 #include "runtime/transport/mpi/mapped_memory.h"
 #include "runtime/transport/mpi/message_transport.h"
 #include "tests/multiprocess/mpi_contract.h"
+#include "tests/support/mpi_program.h"
 #include "tests/transport/transport_contract.h"
 #include "tests/transport/transport_failures.h"
-#include "tests/support/mpi_program.h"
 
 namespace regatta::testing {
 namespace {
@@ -151,6 +151,31 @@ TEST(MappedSharing, IsSeenByWhoOpensItUntilItIsRetired) {
     sharing.create(10);  // not retired
   }
   EXPECT_EQ(open_files(), files);
+}
+
+// Of long data, ranks 0 and 1 have each other's first tiles, and wait for more until rank 2 has sent something.
+TEST(MpiMessages, ASilentRankIsNamedWithoutThoseThatWaitForIt) {
+  if (mpi_options.shared_memory || job_size() != 3)
+    GTEST_SKIP() << "two wait for a third, tile by tile; the launch messages_3_ranks runs it";
+  const auto body = [](Transport& t, const Meet& meet) {
+    constexpr std::int64_t chunk = 16 << 20;
+    const std::vector<std::int64_t> bounds{0, chunk, 2 * chunk, 3 * chunk};
+    const SymmetricBuffer buffer = t.allocate(3 * chunk);
+    meet();
+    if (t.rank() != 2) {
+      std::string said;
+      try {
+        t.reduce_scatter(
+             buffer, 0, bounds, [](auto, auto, auto) {}, "gradients")
+            .wait();
+      } catch (const Error& error) {
+        said = error.what();
+      }
+      require(said.ends_with(": rank 2 did not arrive"), "expected rank 2 alone, got: " + said);
+    }
+    meet();
+  };
+  run_to_the_end(mpi_options, {"a silent rank", body, short_deadline});
 }
 
 TEST(MpiMessages, LongerThanMpiTakesGoInParts) {

@@ -3,20 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <random>
 #include <set>
 
 #include "sharding/bucket.h"
 #include "sharding/owners.h"
+#include "tests/sharding/random.h"
 
 namespace regatta::sharding {
 namespace {
-
-using Random = std::mt19937;
-
-std::int64_t any(Random& random, std::int64_t low, std::int64_t high) {
-  return low + static_cast<std::int64_t>(random() % static_cast<std::uint32_t>(high - low + 1));
-}
 
 TEST(BucketProperties, GroupsFillUpAndTakeEveryParameterFromTheLast) {
   Random random(7);

@@ -4,21 +4,15 @@
 
 #include <algorithm>
 #include <map>
-#include <random>
 #include <set>
 #include <stdexcept>
 
 #include "sharding/lines.h"
 #include "sharding/reshard.h"
+#include "tests/sharding/random.h"
 
 namespace regatta::sharding {
 namespace {
-
-using Random = std::mt19937;
-
-std::int64_t any(Random& random, std::int64_t low, std::int64_t high) {
-  return low + static_cast<std::int64_t>(random() % static_cast<std::uint32_t>(high - low + 1));
-}
 
 TEST(MeshProperties, GroupsAreTheRanksThatAgreeElsewhere) {
   Random random(1);
